@@ -6,7 +6,7 @@
 __all__ = ['SHAPES', 'PRESETS', 'RenderConfig', 'AugmentConfig', 'no_augment', 'EncoderConfig', 'DecoderConfig', 'FitConfig',
            'PretrainConfig', 'AttendConfig', 'FinetuneConfig', 'DataConfig', 'Config', 'ConfigError', 'to_dict',
            'from_dict', 'config_hash', 'override', 'parse_overrides', 'smoke', 'quick', 'cpu', 'paper', 'preset',
-           'project_root']
+           'configure', 'project_root']
 
 # %% ../nbs/00_config.ipynb #4af58c95
 import dataclasses, difflib, hashlib, json
@@ -47,7 +47,7 @@ def no_augment(): return AugmentConfig(1., 1., 0., 0., 0., 0., 0., 0., 1., 1.)
 @dataclass(frozen=True)
 class EncoderConfig:
     "Image encoder: which network, and how wide its output is."
-    name: str = 'compact'    # compact (ours), densenet_b (the field's: growth 24, 3 x 16 layers), resnet18 (torchvision)
+    name: str = 'compact'    # compact, chain (ours), densenet_b (the field's: growth 24, 3 x 16 layers), resnet18 (torchvision)
     width: int = 256         # feature width d
     dropout: float = 0.1     # dropout on the features (fraction; ours)
 
@@ -124,6 +124,8 @@ class FinetuneConfig:
     label_smoothing: float = 0.1     # share of probability spread over all tokens (fraction)
     both_directions: bool = True     # train left-to-right and right-to-left (BTTR)
     encoder_lr: float = 1.0          # learning rate of pretrained parts relative to the decoder's (factor)
+    census_weight: float = 0.5       # of the symbol census (aggregation cross-entropy, arXiv 1904.08364; ours); 0: off
+    symbol_weight: float = 0.5       # of the symbol class at symbol centres (ours; uses the ink's symbol groups, not only LaTeX); 0: off
     cutout_share: float = 0.0        # share of training samples that are sub-expressions cut out by the MathML tree (fraction)
     cutout_end: float = 0.0          # the same share at the end of training (fraction; linear in between)
     fit: FitConfig = field(default_factory=FitConfig)
@@ -229,18 +231,18 @@ def smoke():
 
 def quick():
     "Minutes on two CPU cores: learns a small grammar from synthesised ink."
-    fit = FitConfig(batch_pixels=400_000, batch_max=64)
+    fit = FitConfig(batch_pixels=300_000, batch_max=48, lr=1.5e-3, ema=0.995)
     return Config(preset='quick', data=DataConfig(grammar='small', n_train=8000, n_validation=300, n_test=500),
-                  encoder=EncoderConfig(width=192), decoder=DecoderConfig(heads=6, layers=2, feedforward=512, max_tokens=24),
-                  pretrain=PretrainConfig(fit=dataclasses.replace(fit, steps=120)), attend=AttendConfig(fit=dataclasses.replace(fit, steps=120)),
-                  finetune=FinetuneConfig(fit=dataclasses.replace(fit, steps=1500, evaluate_every=300)))
+                  encoder=EncoderConfig(width=128), decoder=DecoderConfig(heads=4, layers=2, feedforward=384, dropout=0.1, max_tokens=24),
+                  pretrain=PretrainConfig(fit=dataclasses.replace(fit, steps=60, log_every=5)), attend=AttendConfig(fit=dataclasses.replace(fit, steps=60, log_every=5)),
+                  finetune=FinetuneConfig(cutout_share=0.5, cutout_end=0.1, fit=dataclasses.replace(fit, steps=1200, evaluate_every=300)))
 
 def cpu():
     "One to two hours on two CPU cores: real CROHME ink, compact encoder."
     fit = FitConfig(batch_pixels=500_000, batch_max=64, weight_decay=0.05)
-    return Config(preset='cpu', data=DataConfig(source='crohme'), encoder=EncoderConfig(width=192), decoder=DecoderConfig(heads=6, feedforward=768, dropout=0.1),
+    return Config(preset='cpu', data=DataConfig(source='crohme'), encoder=EncoderConfig(width=192), decoder=DecoderConfig(heads=6, layers=2, feedforward=768, dropout=0.1),
                   pretrain=PretrainConfig(fit=dataclasses.replace(fit, steps=400)), attend=AttendConfig(fit=dataclasses.replace(fit, steps=400)),
-                  finetune=FinetuneConfig(cutout_share=0.8, cutout_end=0.2, fit=dataclasses.replace(fit, steps=8000, evaluate_every=1000)))
+                  finetune=FinetuneConfig(cutout_share=0.8, cutout_end=0.2, fit=dataclasses.replace(fit, steps=7000, evaluate_every=1000, checkpoint_every=500)))
 
 def paper():
     "The full-size system on one GPU."
@@ -258,6 +260,11 @@ def preset(name: str) -> Config:
         near = difflib.get_close_matches(name, PRESETS, 1, 0.4)
         raise ConfigError(f"there is no preset '{name}'" + (f"; did you mean '{near[0]}'?" if near else f"; there are: {', '.join(PRESETS)}"))
     return PRESETS[name]()
+
+def configure(name: str, seed: int | None = None, overrides=()) -> Config:
+    "A preset with another seed (None: its own) and overrides `['finetune.fit.lr=3e-4', ...]`."
+    config = override(preset(name), parse_overrides(overrides))
+    return config if seed is None else dataclasses.replace(config, seed=seed)
 
 # %% ../nbs/00_config.ipynb #53ff88df
 def project_root(start=None) -> Path:

@@ -42,11 +42,16 @@ def pack(inks: Iterable, path, split: str, rejected: Iterable = (), with_cutouts
     return manifest
 
 def _line(ink, with_cutouts):
-    tokens = canonical(ink.truth)
+    tokens = canonical(ink.truth, repair=True)  # a surplus closing brace is dropped: two truths of CROHME 2014 have one
     if with_cutouts: from mask_match.subexpressions import cutouts
     cuts = [[' '.join(t), list(traces)] for t, traces in cutouts(ink, tokens)] if with_cutouts else []
-    symbols = [dict(label=s.label, role=s.role, kind=s.kind, depth=s.depth, traces=list(s.traces)) for s in ink.symbols]
+    symbols = [dict(label=s.label, token=_token(s.label), role=s.role, kind=s.kind, depth=s.depth, traces=list(s.traces)) for s in ink.symbols]
     return json.dumps(dict(name=ink.name, caption=' '.join(tokens), symbols=symbols, cutouts=cuts, writer=ink.writer))
+def _token(label):
+    "The caption token that a symbol label stands for; itself where there is none."
+    try: tokens = canonical(label)
+    except LatexError: return label
+    return tokens[0] if len(tokens) == 1 else label
 
 # %% ../nbs/14_data.ipynb #43dff20d
 class Packed:
@@ -118,6 +123,7 @@ class Batch:
     lengths: torch.Tensor  # [b] number of tokens
     names: list            # of the inks
     traces: list           # per expression: float32 [n 2] arrays in pixels
+    symbols: torch.Tensor  # [m 4] expression, token id, x and y of the symbol's centre (pixels); for symbol supervision, a row of its own
 
     def to(self, device): return dataclasses.replace(self, **{f.name: getattr(self, f.name).to(device, non_blocking=True) for f in dataclasses.fields(self) if torch.is_tensor(getattr(self, f.name))})
 
@@ -194,7 +200,18 @@ class Epoch(torch.utils.data.Dataset):
         captions = [cut[0].split() if cut else self.packed.caption(i) for i, cut in (self.samples[k] for k in which)]
         ids = [torch.tensor(self.vocabulary.encode(c), dtype=torch.long) for c in captions]
         tokens = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True)
-        return Batch(image, sizes, tokens, torch.tensor([len(i) for i in ids]), [self.packed.names[self.samples[k][0]] for k in which], [d[0] for d in drawn])
+        symbols = [row for b, k in enumerate(which) for row in self._symbols(b, k, drawn[b][0])]
+        return Batch(image, sizes, tokens, torch.tensor([len(i) for i in ids]), [self.packed.names[self.samples[k][0]] for k in which], [d[0] for d in drawn],
+                     torch.tensor(symbols, dtype=torch.float32).reshape(-1, 4))
+
+    def _symbols(self, b, k, traces):
+        (i, cut), where = self.samples[k], {}
+        for at, trace in enumerate(cut[1] if cut else range(len(traces))): where[trace] = traces[at]
+        for symbol in self.packed.symbols(i):
+            word = self.vocabulary.ids.get(symbol['token'], 3)
+            if word == 3 or not symbol['traces'] or any(t not in where for t in symbol['traces']): continue
+            low, high = zip(*((where[t].min(0), where[t].max(0)) for t in symbol['traces']))
+            yield b, word, *(np.min(low, 0) + np.max(high, 0))/2
 
     def _views(self, which):
         pairs = [two_views(self.packed.traces(self.samples[k][0]), self.config.render, self.bend, np.random.default_rng([self.config.seed, self.epoch, k])) for k in which]

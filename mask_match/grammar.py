@@ -26,8 +26,8 @@ def _table_of(text):
     return choices, list(accumulate(map(float, weights)))
 
 _names = _table_of(r'x:20 a:9 n:8 y:8 b:6 z:4 d:4 i:4 c:4 t:3 f:3 k:3 p:2.5 r:2 m:2 e:2 g:1.3 q:1.3 j:1.2 u:1.3 v:1.2 X:1.2 A:1.2 h:1 C:1 B:1 s:1 R:.8 F:.7 '
-                   r'E:.6 w:.7 L:.6 N:.6 l:.6 Y:.6 S:.6 o:.5 V:.5 P:.5 H:.5 M:.5 T:.5 G:.5 I:.4 \theta:2.5 \pi:2.2 \alpha:2 \beta:1.6 \gamma:.7 \phi:.7 \sigma:.6 '
-                   r'\mu:.6 \Delta:.5 \lambda:.6 \infty:.5')
+                   r'E:.6 w:.7 L:.6 N:.6 l:.6 Y:.6 S:.6 o:.5 V:.5 P:.5 H:.5 M:.5 T:.5 G:.5 I:.4 \theta:2.5 \pi:2.2 \alpha:2 \beta:1.6 \gamma:.7 \phi:.7 '
+                   r'\sigma:.6 \mu:.6 \Delta:.5 \lambda:.6 \infty:.5')
 _digits = _table_of('1:9 2:10 3:5 0:4 4:4 5:3 6:3 7:3 8:3 9:3')
 _operators = _table_of(r'+:11 -:9 \times:2 \div:.8 \pm:.8 \cdot:1 /:1.2')
 _relations = _table_of(r'=:12 <:1 >:.8 \leq:1.6 \geq:1.2 \neq:1 \rightarrow:1 \in:.5')
@@ -102,7 +102,8 @@ class _Grown(_Full):
             x = self.dice.pick(_names); dots = (r'\ldots', r'\cdots')[self.dice.below(2)]; mark = ',' if dots == r'\ldots' else '+'
             return [x, '_', '{', '1', '}', mark, x, '_', '{', '2', '}', mark, dots, mark, x, '_', '{', 'nmk'[self.dice.below(3)], '}']
         if u < 0.96:
-            return [(r'\forall', r'\exists')[self.dice.below(2)], *self.name(0), r'\in', *self.name(0)] + ([',', *self.name(0), '>', '0'] if self.dice() < 0.4 else [])
+            head = [(r'\forall', r'\exists')[self.dice.below(2)], *self.name(0), r'\in', *self.name(0)]
+            return head + ([',', *self.name(0), '>', '0'] if self.dice() < 0.4 else [])
         return self.sum(0, 2) + ['='] + self.sum(0, 2) + ['='] + self.sum(0, 2)
 
 # %% ../nbs/09_grammar.ipynb #7b014367

@@ -55,10 +55,11 @@ class Report:
 def read_points(text: str, columns: tuple, name: str, which: str) -> np.ndarray:  # float64 [n 2]
     "Read one trace point by point; say which point is wrong."
     points = []
-    for i, point in enumerate(p for p in re.split('[,\n]' if ',' not in text else ',', text) if p.strip()):
+    for i, point in enumerate(p for p in text.split(',') if p.strip()):
         numbers = point.split()
         where = f"trace '{which}', point {i + 1} ('{point.strip()[:40]}')"
         if len(numbers) <= max(columns): raise InkError(name, f'{where} has {len(numbers)} of the {max(columns) + 1} numbers it needs', 'repair the trace')
+        if len(numbers) > 32: raise InkError(name, f'{where} has {len(numbers)} numbers and no comma', 'put a comma between points')
         try: points.append([float(numbers[c]) for c in columns])
         except ValueError: raise InkError(name, f'{where} is not numeric', 'write every coordinate as a plain number') from None
     return np.array(points, np.float64).reshape(-1, 2)
@@ -101,7 +102,7 @@ def read_traces(texts: list, columns: tuple, name: str, ids: list) -> list:  # f
         edges = np.flatnonzero(is_gap[1:] != is_gap[:-1]) + 1
         starts, ends, commas = edges[::2], edges[1::2], np.flatnonzero(codes == 17)
         width = int(np.searchsorted(starts, commas[0]))
-        if width <= max(columns) or len(starts) != width * len(commas) or (ends[width - 1::width] > commas).any() or (starts[width::width] < commas[:-1]).any():
+        if not max(columns) < width <= 32 or len(starts) != width * len(commas) or (ends[width - 1::width] > commas).any() or (starts[width::width] < commas[:-1]).any():
             raise ValueError('ragged')
         xy = _decimals(codes, *(p.reshape(-1, width)[:, columns].T.ravel() for p in (starts, ends))).reshape(2, -1)
         counts = [t.count(',') + 1 for t in texts]

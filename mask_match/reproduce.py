@@ -184,7 +184,8 @@ def execute(task: Task, runs) -> Path:  # the executed notebook
     for old in (done, partial, failed): old.unlink(missing_ok=True)
     try:
         with same_library():
-            papermill.execute_notebook(str(task.notebook), str(partial), task.parameters, cwd=str(Path(task.notebook).parent), progress_bar=False)
+            papermill.execute_notebook(str(task.notebook), str(partial), task.parameters, cwd=str(Path(task.notebook).parent),
+                                       progress_bar=False, start_timeout=300)  # seconds; a busy machine starts kernels slowly
         wrong = misplaced(partial, task.parameters) or ', '.join(f'it left no {n}' for n, h in leave(runs, task.outputs).items() if h is None)
     except Exception as e:
         where = f' (code cell {e.exec_count})' if hasattr(e, 'exec_count') else ''

@@ -78,13 +78,13 @@ def seed_everything(seed: int):
 
 # %% ../nbs/01_runs.ipynb #15b2d596
 class Run:
-    "One training or evaluation, as a folder."
-    def __init__(self, folder, config: Config | None = None):
+    "One training or evaluation, as a folder; `matters` names the settings that a resumed run must share (None: all)."
+    def __init__(self, folder, config: Config | None = None, matters: tuple | None = None):
         self.folder = Path(folder); path = self.folder/'config.json'
         if path.exists():
             stored = from_dict(json.loads(path.read_text()))
-            if config is not None and config_hash(stored) != config_hash(config):
-                raise RunError(f'{self.folder}: holds a run with another config ({config_hash(stored)}, not {config_hash(config)}); choose another --out or remove the folder')
+            other = [] if config is None else [k for k, v in to_dict(stored).items() if v != to_dict(config)[k] and (matters is None or k in matters)]
+            if other: raise RunError(f"{self.folder}: holds a run with another config (it differs in {', '.join(other)}); choose another --out or remove the folder")
             config = stored
         elif config is None: raise RunError(f'{self.folder}: not a run folder (no config.json)')
         else: write_json(path, to_dict(config)); write_json(self.folder/'environment.json', provenance())

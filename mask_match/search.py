@@ -22,9 +22,7 @@ class Hypothesis:
     reverse: bool = False     # found by the right-to-left reader
     other: float | None = None  # log-probability by the other direction (nats); None: not asked
 
-# %% ../nbs/41_search.ipynb #9656ba2f
-def _penalised(log_probability, length, length_penalty): return log_probability/length**length_penalty
-
+# %% ../nbs/41_search.ipynb #329b41bd
 def _log_probabilities(logits: torch.Tensor,   # [b D r k]
                        starts: torch.Tensor):  # start token of each direction [D]
     "Log-probabilities [b D r k]; pad, unknown and the start token cannot be written."
@@ -49,10 +47,31 @@ def greedy(decoder, features, maps, is_pad,  # [b d h w], [b s h w] or None, [b 
         for i, token, value in zip(alive.tolist(), last.tolist(), best.tolist()):
             if token == EOS: finished[i] = True
             elif time < max_tokens: ids[i].append(token)
-            if token == EOS or time < max_tokens: total[i] += value
+            else: continue                                        # no room left, and no end: an unfinished reading
+            total[i] += value
         if not goes_on.any(): break
         if not goes_on.all(): state, last, alive = state.select(goes_on.nonzero()[:, 0]), last[goes_on], alive[goes_on]
-    return [Hypothesis(i, p/(len(i) + f), p, f) for i, p, f in zip(ids, total.tolist(), finished)]
+    return [Hypothesis(i, p/max(1, len(i) + f), p, f) for i, p, f in zip(ids, total.tolist(), finished)]
+
+# %% ../nbs/41_search.ipynb #dfb002e9
+def _branch(logp, ends, time, length_penalty, tokens, total, length, finished):  # logp [b D r k]
+    "One step: the best beams among all continuations; a finished beam goes on as itself, free of charge."
+    stay = torch.full_like(logp[:1, :1, :1], -torch.inf)
+    stay[..., PAD] = 0.
+    value = total[..., None] + torch.where(finished[..., None], stay, logp)                      # [b D r k]
+    rank = value/(length + ~finished)[..., None]**length_penalty
+    index = rank.flatten(2).topk(logp.shape[2], -1).indices                                      # [b D r]
+    parent, last = index//logp.shape[3], index % logp.shape[3]
+    finished, length = finished.gather(2, parent), (length + ~finished).gather(2, parent)
+    tokens = tokens.gather(2, parent[..., None].expand_as(tokens))
+    tokens[..., time] = torch.where(last == ends, PAD, last)
+    return parent, last, tokens, value.flatten(2).gather(2, index), length, finished | (last == ends)
+
+def _last_look(logp, ends, tokens, total, length, finished):
+    "No room for another token: a beam whose likeliest continuation is the end may still finish."
+    best, token = logp.max(-1)
+    ends_here = (token == ends) & ~finished
+    return [tokens, torch.where(ends_here, total + best, total), length + ends_here, finished | ends_here]
 
 # %% ../nbs/41_search.ipynb #1bc64640
 @torch.no_grad()
@@ -79,25 +98,6 @@ def _beams(decoder, memory: Memory, beam: int, max_tokens: int, length_penalty: 
             parent, last, images, now = parent[keep], last[keep], images[keep], [x[keep] for x in now]
         rows = parent + beam*torch.arange(D, device=starts.device).view(1, D, 1)
         state = state.select(keep, rows.flatten(1))
-
-def _branch(logp, ends, time, length_penalty, tokens, total, length, finished):  # logp [b D r k]
-    "One step: the best beams among all continuations; a finished beam goes on as itself, free of charge."
-    stay = torch.full_like(logp[:1, :1, :1], -torch.inf)
-    stay[..., PAD] = 0.
-    value = total[..., None] + torch.where(finished[..., None], stay, logp)                      # [b D r k]
-    rank = value/(length + ~finished)[..., None]**length_penalty
-    index = rank.flatten(2).topk(logp.shape[2], -1).indices                                      # [b D r]
-    parent, last = index//logp.shape[3], index % logp.shape[3]
-    finished, length = finished.gather(2, parent), (length + ~finished).gather(2, parent)
-    tokens = tokens.gather(2, parent[..., None].expand_as(tokens))
-    tokens[..., time] = torch.where(last == ends, PAD, last)
-    return parent, last, tokens, value.flatten(2).gather(2, index), length, finished | (last == ends)
-
-def _last_look(logp, ends, tokens, total, length, finished):
-    "No room for another token: a beam whose likeliest continuation is the end may still finish."
-    best, token = logp.max(-1)
-    ends_here = (token == ends) & ~finished
-    return [tokens, torch.where(ends_here, total + best, total), length + ends_here, finished | ends_here]
 
 # %% ../nbs/41_search.ipynb #d7797a02
 @torch.no_grad()

@@ -62,6 +62,8 @@ def _tar_members(path):
     with tarfile.open(path) as t:
         for m in t:
             if m.isfile() or m.islnk(): yield m.name, m.size, functools.partial(_extract, t, m)
+        t.fileobj.seek(t.offset)
+        if t.fileobj.read(512) != bytes(512): raise tarfile.ReadError('its end is missing')  # tarfile itself takes a cut between members for the end
 
 def _extract(t, m): return contextlib.closing(t.extractfile(m))
 

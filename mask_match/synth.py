@@ -56,6 +56,7 @@ class Box(NamedTuple):
     symbol: int = -1            # index of the symbol
     slant: float = 1.           # how far it follows the writer's slant (0: not at all)
 AXIS = 0.34   # height of fraction bars and minus signs (capital heights)
+_WAYS = dict(msub='scripts', msup='scripts', msubsup='scripts', mroot='msqrt', munder='limits', mover='limits', munderover='limits')   # tag -> method
 _OPEN, _CLOSE = ('(', '[', r'\{'), (')', ']', r'\}')
 
 class _Layout:
@@ -75,8 +76,7 @@ class _Layout:
     def box(self, node, size, reach=None) -> Box:
         size = max(size, 0.34)
         if node.tag in ('mi', 'mn', 'mo'): return self.leaf(node, size, reach)
-        kind = {'mroot': 'msqrt'}.get(node.tag, 'scripts' if node.tag[:4] in ('msub', 'msup') else 'limits' if 'under' in node.tag or 'over' in node.tag else node.tag)
-        return getattr(self, kind)(node, size, reach)
+        return getattr(self, _WAYS.get(node.tag, node.tag))(node, size, reach)
 
 # %% ../nbs/13_synth.ipynb #168330ee
 def _core(node):
@@ -147,8 +147,7 @@ def _drawn(self, node, size, text, shift=0.):
     return Box(0, 0, 0, (), g, (size, size), size, node.symbol, shift)
 
 def _mfrac(self, node, size, reach):
-    inner = size*(0.9 if size > 0.95 else 0.94)
-    top, bottom = self.box(node.children[0], inner), self.box(node.children[1], inner)
+    top, bottom = (self.box(c, size*(0.9 if size > 0.95 else 0.94)) for c in node.children)
     length = max(top.width, bottom.width) + self.about(0.3, 0.5)*size
     bar = self._drawn(node, size, f'0 0 {100*length/size:.0f} 0', 0.)
     axis, room = AXIS*size, self.about(0.17, 0.25)*size
@@ -166,9 +165,8 @@ def _msqrt(self, node, size, reach):
     tick, pad = min(0.5*h, 55), self.about(0.2, 0.3)*size
     text = f'0 {tick - 8:.0f} {0.3*a:.0f} {tick:.0f}! {0.62*a:.0f} 0! {a:.0f} {h:.0f}! {a + w + 22:.0f} {h + 2:.0f}{end}'
     sign = self._drawn(node, size, text, 0.15)
-    left = max(0., index.width - 0.2*a/100*size) if index else 0.
+    left, up = max(0., index.width - 0.2*a/100*size) if index else 0., high + 0.05*size
     parts = [(left, low, sign), (left + a/100*size + pad, 0., inside)]
-    up = high + 0.05*size
     if index: y = low + (tick/100 + 0.1)*size + index.down; parts.insert(0, (0., y, index)); up = max(up, y + index.up)
     return Box(left + (a + w + 26)/100*size, up, -low, tuple(parts), size=size)
 _Layout._drawn, _Layout.mfrac, _Layout.msqrt = _drawn, _mfrac, _msqrt
@@ -195,8 +193,7 @@ def _hand(found, style, w: Writer, rng: np.random.Generator) -> tuple:  # float 
     p = np.concatenate([g.points for g in glyphs]) + np.einsum('nk,nck->nc', np.concatenate([g.basis for g in glyphs]), bend[at])
     is_drawn = slant < 0.2   # bars and roots fit their contents: turn and scale them less
     p *= (np.array([b.scale for _, _, b in found])*(1 + np.where(is_drawn, 0.01, 0.035)[:, None]*z[:, 12:14]))[at]
-    turn = 0.035*z[:, 14]*np.where(is_drawn, 0.25, 1.)
-    shear = slant*w.slant - turn
+    turn = 0.035*z[:, 14]*np.where(is_drawn, 0.25, 1.); shear = slant*w.slant - turn
     x, y = p[:, 0] + shear[at]*p[:, 1], p[:, 1] + turn[at]*p[:, 0]
     place = np.array([(fx, fy) for fx, fy, _ in found]) + 0.018*z[:, 15:17]*size[:, None]*np.where(is_drawn, 0.5, 1.)[:, None]
     x, y = x + place[at, 0], y + place[at, 1]
@@ -265,9 +262,9 @@ def make_sample_inks() -> list:  # of Ink
 
 def write_sample_inks(folder) -> list:  # paths
     "Write the sample ink as InkML files into `folder`."
-    folder = Path(folder); folder.mkdir(parents=True, exist_ok=True)
-    for ink in make_sample_inks(): (folder/f'{ink.name}.inkml').write_bytes(write_ink(ink))
-    return sorted(folder.glob('*.inkml'))
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    for ink in make_sample_inks(): Path(folder, f'{ink.name}.inkml').write_bytes(write_ink(ink))
+    return sorted(Path(folder).glob('*.inkml'))
 
 @functools.lru_cache(1)
 def _sample_inks() -> tuple:

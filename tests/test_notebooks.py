@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = {p.stem: p for p in sorted((ROOT/'nbs').glob('*.ipynb'))}
 LESSONS = {n: p for n, p in PAGES.items() if n[0].isdigit()}
 EXPERIMENTS = {p.stem: p for p in sorted((ROOT/'nbs'/'experiments').glob('*.ipynb'))}
-PAGE_SECONDS, HARD_SECONDS = 60, 240  # the budget on an idle machine, and what a busy one gets
+PAGE_SECONDS, HARD_SECONDS = 60, 300  # the budget on an idle machine, and what one cell gets on a busy one
 
 def cells(path) -> list[dict]:
     return [dict(c, source=''.join(c['source'])) for c in json.loads(path.read_text())['cells']]
@@ -103,7 +103,7 @@ def run_page(path) -> tuple[float, str]:
     for cell in nb.cells:
         if cell.cell_type == 'code' and is_skipped(cell): cell.source = ''
     start = time.monotonic()
-    try: NotebookClient(nb, timeout=HARD_SECONDS, kernel_name='python3', resources={'metadata': {'path': str(path.parent)}}).execute()
+    try: NotebookClient(nb, timeout=HARD_SECONDS, startup_timeout=300, kernel_name='python3', resources={'metadata': {'path': str(path.parent)}}).execute()
     except Exception as e: return time.monotonic() - start, f'{type(e).__name__}: {str(e)[-3000:]}'
     return time.monotonic() - start, ''
 

@@ -130,12 +130,12 @@ def test_kill_in_the_middle_then_resume(tmp_path):
     script = f'from mask_match.reproduce import *\nrun_tasks([Task({str(work)!r}, dict(runs_dir={str(runs)!r}), outputs=("work",))], {str(runs)!r}, {str(tmp_path/"figures")!r})'
     command = dict(args=[sys.executable, '-c', script], env={**os.environ, 'PYTHONPATH': str(ROOT)}, cwd=tmp_path)
     child = subprocess.Popen(**command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
-    limit = time.monotonic() + 120
+    limit = time.monotonic() + 300
     while not (runs/'work'/'half.txt').exists() and time.monotonic() < limit: time.sleep(0.1)
     os.killpg(child.pid, signal.SIGKILL)
     child.wait()
     assert not (runs/'work.json').exists() and not (runs/'work.ipynb').exists()
-    done = subprocess.run(**command, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(**command, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stderr
     assert (runs/'work'/'done.txt').read_text() == 'resumed' and (runs/'work.json').exists() and not (runs/'work.partial.ipynb').exists()
 

@@ -7,10 +7,11 @@ ROOT = Path(__file__).resolve().parents[1]
 LAYERS = [
     {'config', 'compat', 'show', 'runs'},
     {'layout', 'sources', 'strokes', 'grammar', 'inkml', 'latex', 'masking', 'contrast', 'metrics'},
-    {'render', 'synth', 'subexpressions', 'views', 'encoder', 'attention', 'decoder', 'search'},
-    {'data'},
+    {'render', 'photo', 'synth', 'subexpressions', 'views', 'encoder', 'attention', 'decoder', 'search'},
+    {'data', 'splits'},
     {'fit'},
     {'pretrain', 'attend', 'finetune'},
+    {'stages'},
     {'recognize', 'evaluate', 'figures'},
     {'reproduce'},
     {'cli'},

@@ -1,0 +1,136 @@
+"A run that is killed goes on to the very same weights; two processes train as one with the double batch."
+import json, os, signal, subprocess, sys, textwrap, time
+from pathlib import Path
+import pytest, torch
+from mask_match.runs import load_tensors
+
+ROOT = Path(__file__).resolve().parents[1]
+
+def environment(): return dict(os.environ, PYTHONPATH=os.pathsep.join([str(ROOT), *filter(None, [os.environ.get('PYTHONPATH')])]), OMP_NUM_THREADS='1')
+
+def command(stage, out, *more):
+    "A training of a few steps, in a process of its own."
+    sizes = ['threads=1', 'data.n_train=24', 'data.n_validation=4', 'data.n_test=4', f'{stage}.fit.steps=12', f'{stage}.fit.checkpoint_every=3']
+    return [sys.executable, '-m', 'mask_match.cli', stage, '--preset', 'smoke', '--out', str(out), '--set', *sizes, *more]
+
+def finish(argv):
+    done = subprocess.run(argv, env=environment(), capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+def kill_after(argv, out, records):
+    "Start a run and kill it with SIGKILL as soon as its log has `records` lines; the number it had when it died."
+    log = Path(out)/'log.jsonl'
+    lines = lambda: log.read_text().count('\n') if log.exists() else 0
+    process = subprocess.Popen(argv, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while lines() < records:
+        assert process.poll() is None, 'it ended before it could be killed'
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert not (Path(out)/'done.json').exists(), 'it was too fast to be killed: give it more steps'
+    return lines()
+
+def same(a, b):
+    "Whether two weights files hold bitwise equal tensors."
+    a, b = load_tensors(a)[0], load_tensors(b)[0]
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+def curve(run): return [(r['step'], r['loss']) for r in map(json.loads, (run/'log.jsonl').read_text().splitlines()) if 'loss' in r]
+
+@pytest.mark.slow
+@pytest.mark.parametrize('stage', ['finetune', 'pretrain', 'attend'])
+def test_a_killed_run_ends_with_the_same_weights(stage, tmp_path):
+    finish(command(stage, tmp_path/'whole'))
+    died = kill_after(command(stage, tmp_path/'cut'), tmp_path/'cut', 5)
+    finish(command(stage, tmp_path/'cut'))
+    assert 5 <= died < 12 or stage == 'finetune'
+    assert same(tmp_path/'whole'/'weights.safetensors', tmp_path/'cut'/'weights.safetensors')
+    assert same(tmp_path/'whole'/'checkpoint.safetensors', tmp_path/'cut'/'checkpoint.safetensors'), 'optimiser, averages and random state too'
+    if stage == 'finetune': assert same(tmp_path/'whole'/'model.safetensors', tmp_path/'cut'/'model.safetensors')
+    assert curve(tmp_path/'whole') == curve(tmp_path/'cut') and len(curve(tmp_path/'cut')) == 12
+    assert not [p for p in tmp_path.rglob('*.tmp')]
+
+@pytest.mark.slow
+def test_killed_twice_and_the_comparison_can_fail(tmp_path):
+    finish(command('finetune', tmp_path/'whole'))
+    kill_after(command('finetune', tmp_path/'cut'), tmp_path/'cut', 2)  # before the first checkpoint
+    kill_after(command('finetune', tmp_path/'cut'), tmp_path/'cut', 8)
+    finish(command('finetune', tmp_path/'cut'))
+    assert same(tmp_path/'whole'/'model.safetensors', tmp_path/'cut'/'model.safetensors')
+    finish(command('finetune', tmp_path/'other', 'seed=2'))
+    assert not same(tmp_path/'whole'/'model.safetensors', tmp_path/'other'/'model.safetensors')
+
+# --- two processes ---
+
+TOY = '''
+import json, sys
+import torch
+from torch import nn
+from mask_match.config import FitConfig
+from mask_match.fit import fit
+from lightning_fabric import Fabric
+
+class Part:
+    "Some rows of a regression problem."
+    def __init__(self, x, y): self.x, self.y, self.names = x, y, ['toy']*len(x)
+    def to(self, device): return self
+
+def main(devices, accumulate, out):
+    torch.set_num_threads(1)
+    fabric = Fabric(accelerator='cpu', devices=devices, strategy='ddp' if devices > 1 else 'auto', precision='32-true')
+    fabric.launch()
+    rank, world = fabric.global_rank, fabric.world_size
+    torch.manual_seed(5 + rank)  # even where the processes start from different weights, the first one's count
+    model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 2))
+    if rank == 0 or world == 1: torch.manual_seed(5); [m.reset_parameters() for m in model if hasattr(m, 'reset_parameters')]
+    x = torch.randn(400, 6, generator=torch.Generator().manual_seed(1)); y = torch.stack([x.sum(1).sin(), x[:, 0]*x[:, 1]], 1)
+    def batches(start):
+        "Batch k is rows 16k..16k+15; with two processes each gets every other row, with accumulation half of them at a time."
+        for k in range(start, 10**6):
+            rows = torch.arange(16*(k//accumulate), 16*(k//accumulate) + 16) % 400
+            rows = rows[rank::world] if accumulate == 1 else rows[k % accumulate::accumulate]
+            yield Part(x[rows], y[rows])
+    def step(model, batch, progress, generator):
+        loss = (model(batch.x) - batch.y).square().mean()
+        return loss, dict(loss=fabric.all_reduce(loss.detach(), reduce_op='mean'))
+    weights = []
+    after = lambda m: weights.append(torch.cat([p.detach().flatten() for p in m.parameters()]).tolist())
+    config = FitConfig(steps=8, lr=0.02, ema=0.9, accumulate=accumulate, log_every=1, clip=0.5, precision='32-true')
+    records = list(fit(fabric, model, step, batches, config, seed=3, after_step=after))
+    final = torch.cat([p.detach().flatten() for p in model.parameters()]).tolist()
+    with open(f'{out}.{rank}', 'w') as f: json.dump(dict(world=world, weights=weights, final=final, losses=[r['loss'] for r in records], norms=[r['grad_norm'] for r in records]), f)
+
+if __name__ == '__main__': main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3])
+'''
+
+@pytest.fixture(scope='module')
+def toy(tmp_path_factory):
+    "Results of the toy training: one process, two processes, one with two half batches a step."
+    folder = tmp_path_factory.mktemp('toy')
+    (folder/'toy.py').write_text(textwrap.dedent(TOY))
+    for name, devices, accumulate in (('one', 1, 1), ('two', 2, 1), ('halves', 1, 2)):
+        done = subprocess.run([sys.executable, str(folder/'toy.py'), str(devices), str(accumulate), str(folder/name)], env=environment(), cwd=folder, capture_output=True, text=True, timeout=600)
+        assert done.returncode == 0, done.stderr[-3000:]
+    return {p.name: json.loads(p.read_text()) for p in folder.iterdir() if p.suffix in ('.0', '.1')}
+
+@pytest.mark.slow
+def test_two_processes_are_one_with_the_double_batch(toy):
+    one, first, second = toy['one.0'], toy['two.0'], toy['two.1']
+    assert (one['world'], first['world'], second['world']) == (1, 2, 2)
+    assert first['weights'] == second['weights'] and first['final'] == second['final'], 'the two processes agree to the bit'
+    torch.testing.assert_close(torch.tensor(first['weights']), torch.tensor(one['weights']), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(torch.tensor(first['final']), torch.tensor(one['final']), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(torch.tensor(first['losses']), torch.tensor(one['losses']), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(torch.tensor(first['norms']), torch.tensor(one['norms']), rtol=1e-3, atol=1e-6)  # of the gradients
+    assert abs(torch.tensor(one['weights'][-1]) - torch.tensor(one['weights'][0])).max() > 0.01, 'and something was learnt'
+
+@pytest.mark.slow
+def test_accumulated_halves_are_one_whole_batch(toy):
+    torch.testing.assert_close(torch.tensor(toy['halves.0']['weights']), torch.tensor(toy['one.0']['weights']), rtol=1e-4, atol=1e-5)
+
+@pytest.mark.slow
+def test_the_command_trains_on_two_processes(tmp_path):
+    out = finish(command('finetune', tmp_path/'run', 'devices=2', 'finetune.fit.steps=3'))
+    assert out.count('run: ') == 1, 'only the first process speaks'
+    assert load_tensors(tmp_path/'run'/'model.safetensors')[0] and len(curve(tmp_path/'run')) == 3
