@@ -132,13 +132,11 @@ class Predictor(nn.Module):
 class Attender(nn.Module):
     "Stage 2: a student (`encoder`, `attention`, predictors) and its moving average, the teacher (`teacher_encoder`, `teacher_attention`)."
     def __init__(self, encoder: nn.Module,      # of `width` d and `stride` (pixels)
-                 attention: AttentionNet,
-                 config: AttendConfig,
+                 attention: AttentionNet, config: AttendConfig,
                  stroke_height: float = 14.0    # of RenderConfig: the unit of the block size (pixels)
                 ):
         super().__init__()
-        self.encoder, self.attention, self.config, self.stroke_height = encoder, attention, config, stroke_height
-        d = encoder.width
+        self.encoder, self.attention, self.config, self.stroke_height, d = encoder, attention, config, stroke_height, encoder.width
         self.predictor = Predictor(d) if config.predict_weight else None
         needs_slots = config.match_weight and config.match == 'cosine'
         self.slot_predictor = nn.Sequential(nn.Linear(d, d), nn.LayerNorm(d), nn.GELU(), nn.Linear(d, d)) if needs_slots else None

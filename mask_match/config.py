@@ -238,11 +238,11 @@ def quick():
                   finetune=FinetuneConfig(cutout_share=0.5, cutout_end=0.1, fit=dataclasses.replace(fit, steps=1200, evaluate_every=300)))
 
 def cpu():
-    "One to two hours on two CPU cores: real CROHME ink, compact encoder."
+    "About an hour on two CPU cores: real CROHME ink, compact encoder."
     fit = FitConfig(batch_pixels=500_000, batch_max=64, weight_decay=0.05)
     return Config(preset='cpu', data=DataConfig(source='crohme'), encoder=EncoderConfig(width=192), decoder=DecoderConfig(heads=6, layers=2, feedforward=768, dropout=0.1),
                   pretrain=PretrainConfig(fit=dataclasses.replace(fit, steps=400)), attend=AttendConfig(fit=dataclasses.replace(fit, steps=400)),
-                  finetune=FinetuneConfig(cutout_share=0.8, cutout_end=0.2, fit=dataclasses.replace(fit, steps=7000, evaluate_every=1000, checkpoint_every=500)))
+                  finetune=FinetuneConfig(cutout_share=0.8, cutout_end=0.2, fit=dataclasses.replace(fit, steps=3000, evaluate_every=1000, checkpoint_every=500)))
 
 def paper():
     "The full-size system on one GPU."

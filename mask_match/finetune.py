@@ -68,11 +68,12 @@ class MaskMatch(nn.Module):
 
     def encode(self, image: torch.Tensor,  # [b 1 H W]
                sizes: torch.Tensor,        # [b 2] true height and width (pixels)
-              ) -> tuple:                  # features [b d h w], maps [b s h w], is_pad [b h w]
-        "What the decoder looks at."
+              ) -> tuple:                  # features [b d h w], maps [b s h w], is_blank [b h w]
+        "What the decoder looks at; `is_blank` cells (padding, and paper with no ink in the cell or beside it) are not looked at."
         features = self.encoder(image)
         is_pad = cell_pad(sizes, *features.shape[-2:], self.encoder.stride)
-        return features, self.attention(features, is_pad), is_pad
+        near_ink = torch.nn.functional.max_pool2d(ink_cells(image, self.encoder.stride)[:, None].float(), 3, 1, 1)[:, 0] > 0
+        return features, self.attention(features, is_pad), is_pad | ~near_ink
 
 def make_model(config: Config, vocabulary: Vocabulary) -> MaskMatch:
     "A fresh model for a vocabulary."
@@ -80,10 +81,10 @@ def make_model(config: Config, vocabulary: Vocabulary) -> MaskMatch:
 
 def finetune_step(model: MaskMatch, batch: Batch, progress: float, generator) -> tuple:  # loss, logs
     "Teacher forcing in one or both reading directions; accuracy counts tokens, given the right ones before."
-    features, maps, is_pad = model.encode(batch.image, batch.sizes)
+    features, maps, is_blank = model.encode(batch.image, batch.sizes)
     inputs, targets = both_directions(batch.tokens, batch.lengths)
     if not model.both: inputs, targets = inputs[:len(batch.tokens)], targets[:len(batch.tokens)]
-    logits = model.decoder(features, maps, is_pad, inputs)
+    logits = model.decoder(features, maps, is_blank, inputs)
     reading = sequence_loss(logits, targets, model.smoothing)
     loss, logs, is_token = reading, {}, targets > 0
     if model.symbol_weight:
@@ -98,9 +99,9 @@ def finetune_step(model: MaskMatch, batch: Batch, progress: float, generator) ->
 @torch.no_grad()
 def read_batch(model: MaskMatch, batch: Batch, beam: int, max_tokens: int) -> list[list[Hypothesis]]:  # per expression, best first
     "Read a batch: greedily where `beam` is 1, else by beam search in both directions."
-    features, maps, is_pad = model.encode(batch.image, batch.sizes)
-    if beam == 1: return [[h] for h in greedy(model.decoder, features, maps, is_pad, max_tokens)]
-    return beam_search(model.decoder, features, maps, is_pad, beam, max_tokens, both_directions=model.both)
+    features, maps, is_blank = model.encode(batch.image, batch.sizes)
+    if beam == 1: return [[h] for h in greedy(model.decoder, features, maps, is_blank, max_tokens)]
+    return beam_search(model.decoder, features, maps, is_blank, beam, max_tokens, both_directions=model.both)
 
 # %% ../nbs/42_finetune.ipynb #4ea02bfe
 def take_over(model: nn.Module, path, parts: tuple = ('encoder.', 'attention.')) -> list:  # prefixes found

@@ -102,7 +102,8 @@ def read_traces(texts: list, columns: tuple, name: str, ids: list) -> list:  # f
         edges = np.flatnonzero(is_gap[1:] != is_gap[:-1]) + 1
         starts, ends, commas = edges[::2], edges[1::2], np.flatnonzero(codes == 17)
         width = int(np.searchsorted(starts, commas[0]))
-        if not max(columns) < width <= 32 or len(starts) != width * len(commas) or (ends[width - 1::width] > commas).any() or (starts[width::width] < commas[:-1]).any():
+        if (not max(columns) < width <= 32 or len(starts) != width * len(commas)
+                or (ends[width - 1::width] > commas).any() or (starts[width::width] < commas[:-1]).any()):
             raise ValueError('ragged')
         xy = _decimals(codes, *(p.reshape(-1, width)[:, columns].T.ravel() for p in (starts, ends))).reshape(2, -1)
         counts = [t.count(',') + 1 for t in texts]

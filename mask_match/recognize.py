@@ -35,7 +35,8 @@ def to_picture(array) -> Image.Image:
         if not np.isfinite(a).all(): raise ImageError('the array has pixels that are not finite numbers (nan or inf); repair them first')
         a = a*255 if a.max() <= 1 else a
     if a.dtype == np.uint16 and a.ndim == 2: return Image.fromarray(a)
-    if a.dtype.kind not in 'uif' or a.min() < 0 or a.max() > 255: raise ImageError(f'pixels are 0..255 or 0..1; got {a.dtype} from {a.min()} to {a.max()}; scale them')
+    if a.dtype.kind not in 'uif' or a.min() < 0 or a.max() > 255:
+        raise ImageError(f'pixels are 0..255 or 0..1; got {a.dtype} from {a.min()} to {a.max()}; scale them')
     return Image.fromarray(a.astype(np.uint8))
 
 def ink_file(path) -> bytes | None:
@@ -88,7 +89,8 @@ class Failure:
 def doubts(image: np.ndarray, tokens: list, finished: bool, config: RenderConfig) -> tuple:  # of sentences
     "Reasons to distrust a reading that have nothing to do with its probability."
     H, W = image.shape
-    found = [(H >= config.max_height - 3 or W >= config.max_width - 3, f'the ink is so large that it was scaled down to {H} x {W} pixels; crop it to one expression'),
+    is_shrunk = H >= config.max_height - 3 or W >= config.max_width - 3
+    found = [(is_shrunk, f'the ink is so large that it was scaled down to {H} x {W} pixels; crop it to one expression'),
              (not tokens, 'nothing was read'), (not finished, 'the reading was cut off at the longest length'),
              (bool(tokens) and not is_valid(tokens), 'the reading is not well-formed LaTeX')]
     return tuple(text for is_so, text in found if is_so)
@@ -98,21 +100,23 @@ def default_weights() -> Path:
     "The trained weights that come with the package; `RunError` where there are none."
     path = Path(str(importlib.resources.files('mask_match')/'weights'/'compact.safetensors'))
     if path.is_file(): return path
-    raise RunError('this copy of mask_match holds no trained weights (weights/compact.safetensors); give a weights file or a finished finetune run, e.g. with --weights')
+    raise RunError('this copy of mask_match holds no trained weights (weights/compact.safetensors); give a weights file or a finetune run (--weights)')
 
 def find_weights(weights=None) -> Path:
     "The weights file meant by None (the shipped one), a run folder or a file."
     if weights is None: return default_weights()
     path = Path(weights)
-    if path.is_dir() and not (path/'model.safetensors').is_file(): raise RunError(f'{path}: a folder without model.safetensors; give a weights file or the folder of a finished finetune run')
-    return path/'model.safetensors' if path.is_dir() else path
+    if not path.is_dir(): return path
+    if (path/'model.safetensors').is_file(): return path/'model.safetensors'
+    raise RunError(f'{path}: a folder without model.safetensors; give a weights file or the folder of a finished finetune run')
 
 # %% ../nbs/50_recognize.ipynb #871e251c
 class Recognizer:
     "Reads pictures, photos and ink; a list gives a list in the same order."
     def __init__(self, model: MaskMatch, vocabulary: Vocabulary, config: Config, card: dict | None = None, beam: int | None = None, device: str | None = None):
         self.device = device or ('cuda' if torch.cuda.is_available() else 'cpu')
-        self.model, self.vocabulary, self.config, self.card, self.beam = model.eval().to(self.device), vocabulary, config, card or {}, config.beam if beam is None else beam
+        self.model, self.vocabulary, self.config, self.card = model.eval().to(self.device), vocabulary, config, card or {}
+        self.beam = config.beam if beam is None else beam
 
     @classmethod
     def load(cls, weights=None, beam: int | None = None, device: str | None = None):

@@ -12,7 +12,7 @@ LAYERS = [
     {'fit'},
     {'pretrain', 'attend', 'finetune'},
     {'stages'},
-    {'recognize', 'evaluate', 'figures'},
+    {'prepare', 'recognize', 'evaluate', 'figures'},
     {'reproduce'},
     {'cli'},
 ]
