@@ -7,8 +7,8 @@ __all__ = ['COMMANDS', 'OPTIONS', 'CliError', 'explain', 'is_expected', 'say', '
            'run_data', 'check_run', 'run_stage', 'run_evaluate', 'run_recognize', 'reading', 'run_reproduce',
            'run_info', 'Parser', 'whole', 'near', 'parse_command', 'main']
 
-# %% ../nbs/61_cli.ipynb #a353860a
-import argparse, difflib, json, os, re, sys, time, traceback
+# %% ../nbs/61_cli.ipynb #152d0f07
+import argparse, difflib, json, os, re, sys, tempfile, time, traceback
 from pathlib import Path
 import mask_match
 from .config import ConfigError, project_root
@@ -121,19 +121,17 @@ def run_evaluate(args):
     "Metrics of a model on a split."
     from mask_match.evaluate import evaluate
     from mask_match.finetune import load_model
-    from mask_match.prepare import choose, existing, read_captions, splits_in, writable
+    from mask_match.prepare import packed_split, read_captions, writable
     from mask_match.recognize import find_weights
     from mask_match.runs import write_json
     for path in filter(None, (args.json, args.predictions)): writable(path, folder=False)
     weights = find_weights(args.weights)
-    beam, data, captions, tell = args.beam or load_model(weights)[2].beam, existing(args.data), read_captions(args.captions), Progress(1, 'expressions')
-    packed = sorted(p.stem for p in data.glob('*.safetensors')) if data.is_dir() else []
-    if packed: choose(f'split in {data}', args.split, packed)
-    else: splits_in([data], args.split)
+    beam, captions, tell = args.beam or load_model(weights)[2].beam, read_captions(args.captions), Progress(1, 'expressions')
     def progress(done, n):
         tell.total = n
         tell(done)
-    made = evaluate(data, args.split, weights, beam, args.predictions, captions, progress)
+    with tempfile.TemporaryDirectory() as folder:
+        made = evaluate(packed_split(args.data, args.split, captions, folder), args.split, weights, beam, args.predictions, None, progress)
     if args.json: write_json(args.json, made)
     show(f"{args.split}: {made['n']} expressions, {made['n_rejected']} rejected (counted as wrong), beam {beam}, {made['seconds']} s, "
          f"weights {made['weights_sha256'][:12]}")
@@ -149,7 +147,7 @@ def run_recognize(args) -> int:
     reader, tell, read = Recognizer.load(args.weights, args.beam), Progress(len(args.files), 'files'), []
     for file in args.files:
         read += reader.read_all([file])
-        tell(len(read))
+        if len(args.files) > 1: tell(len(read))
     good = [(f, r) for f, r in zip(args.files, read) if not isinstance(r, Failure)]
     if args.overlay and good:
         stems = [Path(f).stem for f, _ in good]
@@ -171,9 +169,10 @@ def reading(file: str, r) -> dict:
 # %% ../nbs/61_cli.ipynb #916ef551
 def run_reproduce(args):
     "Run what is out of date of a preset's notebooks."
-    from mask_match.prepare import existing
+    from mask_match.prepare import existing, settings
     from mask_match.reproduce import reproduce
     if args.data: existing(args.data)
+    settings(args.preset, args.set, args.data)
     args.after_interrupt = 'the same command continues; finished notebooks are kept'
     for r in reproduce(args.preset, args.data, args.runs, args.figures, args.force, args.seed, args.set, say):
         show(f"{r['name']}  {r['seconds']} s  {', '.join(sorted(r['figures']))}".rstrip())
@@ -225,7 +224,7 @@ _MODEL = [('--weights', dict(metavar='W', help='weights file or finetune run (de
           ('--beam', dict(type=whole(1), metavar='K', help="hypotheses kept (default: the weights' own setting; 1 is greedy)"))]
 OPTIONS = dict(
     synth=[('--n', dict(type=whole(1), required=True, metavar='N', help='number of expressions')), _OUT,
-           ('--seed', dict(type=whole(0), default=1, metavar='S', help='equal seeds, equal ink')), ('--grammar', dict(default='full', metavar='G', help='full, small')),
+           ('--seed', dict(type=whole(0), default=1, metavar='S', help='equal seeds, equal ink')), ('--grammar', dict(default='full', help='full or small')),
            ('--split', dict(default='train', metavar='NAME', help='train, validation or test: each has other writers'))],
     data=[('sources', dict(nargs='+', metavar='SOURCE', help='folders, .zip, .tar.* or .inkml files')), _OUT, _CAPTIONS,
           ('--split', dict(metavar='NAME', help='name of the split (default: as the folders say)'))],

@@ -18,8 +18,10 @@ def is_cpu_build() -> bool:
 def compiled_ops() -> Path | None:  # torchvision/_C.so, or None where the wheel has none
     "Find torchvision's compiled operators without importing torchvision."
     spec = importlib.util.find_spec('torchvision')
-    if spec is None: raise ImportError("torchvision is not installed; install the version that pairs with your torch, e.g. torch==2.13.0 with torchvision==0.28.0")
-    return next((p for place in spec.submodule_search_locations for p in sorted(Path(place).glob('_C*')) if p.suffix in ('.so', '.pyd', '.dll', '.dylib')), None)
+    if spec is None:
+        raise ImportError("torchvision is not installed; install the version that pairs with your torch, e.g. torch==2.13.0 with torchvision==0.28.0")
+    found = (p for place in spec.submodule_search_locations for p in sorted(Path(place).glob('_C*')))
+    return next((p for p in found if p.suffix in ('.so', '.pyd', '.dll', '.dylib')), None)
 
 def can_load(library: Path | None) -> bool:
     "Tell whether a compiled operator library loads beside this torch."

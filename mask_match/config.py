@@ -10,12 +10,13 @@ __all__ = ['SHAPES', 'PRESETS', 'RenderConfig', 'AugmentConfig', 'no_augment', '
 
 # %% ../nbs/00_config.ipynb #4af58c95
 import dataclasses, difflib, hashlib, json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-# %% ../nbs/00_config.ipynb #93ecb050
-SHAPES = dict(b='expressions in a batch', v='views of one expression', H='image height (pixels)', W='image width (pixels)', h='grid rows (cells)', w='grid columns (cells)',
-              n='grid cells, n = h*w', d='feature width', s='attention slots', t='tokens', k='vocabulary size', m='matched cells')  # the legend every docstring uses
+# %% ../nbs/00_config.ipynb #0b976df4
+SHAPES = dict(b='expressions in a batch', v='views of one expression', H='image height (pixels)', W='image width (pixels)', h='grid rows (cells)',
+              w='grid columns (cells)', n='grid cells, n = h*w', d='feature width', s='attention slots', t='tokens',
+              k='vocabulary size', m='matched cells')  # the legend every docstring uses
 
 # %% ../nbs/00_config.ipynb #8c017491
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class RenderConfig:
     max_height: int = 224        # a taller image is scaled down to this (pixels; ours)
     max_width: int = 896         # a wider image is scaled down to this (pixels; ours)
 
+# %% ../nbs/00_config.ipynb #9292800f
 @dataclass(frozen=True)
 class AugmentConfig:
     "How far ink may be bent during training; all zeros and ones: not at all."
@@ -43,7 +45,7 @@ class AugmentConfig:
 
 def no_augment(): return AugmentConfig(1., 1., 0., 0., 0., 0., 0., 0., 1., 1.)
 
-# %% ../nbs/00_config.ipynb #9292800f
+# %% ../nbs/00_config.ipynb #ace18792
 @dataclass(frozen=True)
 class EncoderConfig:
     "Image encoder: which network, and how wide its output is."
@@ -51,6 +53,7 @@ class EncoderConfig:
     width: int = 256         # feature width d
     dropout: float = 0.1     # dropout on the features (fraction; ours)
 
+# %% ../nbs/00_config.ipynb #2dcc0606
 @dataclass(frozen=True)
 class DecoderConfig:
     "Transformer decoder."
@@ -63,6 +66,7 @@ class DecoderConfig:
     use_gain: bool = True    # learned maps scale the features, from a zero-initialised scale (ours)
     use_bias: bool = True    # learned maps bias the cross-attention logits, per-head scale starts at 0 (ours)
 
+# %% ../nbs/00_config.ipynb #c35b915d
 @dataclass(frozen=True)
 class FitConfig:
     "One optimisation: how long, how fast, how big."
@@ -81,7 +85,7 @@ class FitConfig:
     checkpoint_every: int = 200   # steps between resumable checkpoints
     workers: int = 0              # processes that render (0: the training process itself)
 
-# %% ../nbs/00_config.ipynb #ace18792
+# %% ../nbs/00_config.ipynb #16e7073d
 @dataclass(frozen=True)
 class PretrainConfig:
     "Stage 1: global and local contrast between two views of one ink."
@@ -98,6 +102,7 @@ class PretrainConfig:
     local_cells: int = 1024            # most matched cells per batch in the local loss (bounds its memory)
     fit: FitConfig = field(default_factory=FitConfig)
 
+# %% ../nbs/00_config.ipynb #49ff1926
 @dataclass(frozen=True)
 class AttendConfig:
     "Stage 2: the attention network, trained by progressive spatial masking."
@@ -118,6 +123,7 @@ class AttendConfig:
     teacher_momentum: float = 0.99   # of the EMA teacher
     fit: FitConfig = field(default_factory=FitConfig)
 
+# %% ../nbs/00_config.ipynb #7859cd45
 @dataclass(frozen=True)
 class FinetuneConfig:
     "Stage 3: supervised training to LaTeX."
@@ -130,6 +136,7 @@ class FinetuneConfig:
     cutout_end: float = 0.0          # the same share at the end of training (fraction; linear in between)
     fit: FitConfig = field(default_factory=FitConfig)
 
+# %% ../nbs/00_config.ipynb #2d6c7288
 @dataclass(frozen=True)
 class DataConfig:
     "Where ink comes from."
@@ -139,6 +146,7 @@ class DataConfig:
     n_validation: int = 400     # synth: validation expressions
     n_test: int = 400           # synth: test expressions
 
+# %% ../nbs/00_config.ipynb #1c892f9e
 @dataclass(frozen=True)
 class Config:
     "Everything that decides a run's outcome, apart from the code and the data."
@@ -186,7 +194,8 @@ def _known(name, fields, where):
     raise ConfigError(f"{where} has no setting '{name}'" + (f"; did you mean '{near[0]}'?" if near else f"; it has: {', '.join(fields)}"))
 
 _choices = {'global_loss': ('ntxent', 'barlow', 'vicreg'), 'schedule': ('progressive', 'constant', 'reversed'), 'where': ('attention', 'random', 'stroke'),
-            'match': ('cosine', 'infonce'), 'source': ('synth', 'crohme'), 'grammar': ('full', 'small'), 'precision': ('32-true', 'bf16-mixed', 'bf16-true', '16-mixed')}
+            'match': ('cosine', 'infonce'), 'source': ('synth', 'crohme'), 'grammar': ('full', 'small'),
+            'precision': ('32-true', 'bf16-mixed', 'bf16-true', '16-mixed')}
 
 def _cast(value, kind, name):
     "Accept a value of the right type, or a string that spells one."
@@ -211,7 +220,8 @@ def override(config, changes: dict):
         _known(head, fields, type(config).__name__)
         inner = getattr(config, head)
         if rest and not dataclasses.is_dataclass(inner): raise ConfigError(f"'{head}' is a single setting; it has no '{rest}'")
-        if not rest and dataclasses.is_dataclass(inner): raise ConfigError(f"'{head}' is a group; name one of its settings: {', '.join(f.name for f in dataclasses.fields(inner))}")
+        if not rest and dataclasses.is_dataclass(inner):
+            raise ConfigError(f"'{head}' is a group; name one of its settings: {', '.join(f.name for f in dataclasses.fields(inner))}")
         config = dataclasses.replace(config, **{head: override(inner, {rest: value}) if rest else _cast(value, _kind(fields[head]), head)})
     return config
 
@@ -227,31 +237,36 @@ def smoke():
     fit = FitConfig(steps=4, batch_pixels=60_000, batch_max=8, log_every=1, checkpoint_every=2, ema=0.9)
     return Config(preset='smoke', beam=2, data=DataConfig(grammar='small', n_train=64, n_validation=12, n_test=12),
                   encoder=EncoderConfig(width=64), decoder=DecoderConfig(heads=4, layers=1, feedforward=128, max_tokens=16),
-                  pretrain=PretrainConfig(hidden=64, projection=32, local_cells=128, fit=fit), attend=AttendConfig(slots=4, fit=fit), finetune=FinetuneConfig(fit=fit))
+                  pretrain=PretrainConfig(hidden=64, projection=32, local_cells=128, fit=fit), attend=AttendConfig(slots=4, fit=fit),
+                  finetune=FinetuneConfig(fit=fit))
 
 def quick():
     "Minutes on two CPU cores: learns a small grammar from synthesised ink."
     fit = FitConfig(batch_pixels=300_000, batch_max=48, lr=1.5e-3, ema=0.995)
     return Config(preset='quick', data=DataConfig(grammar='small', n_train=8000, n_validation=300, n_test=500),
                   encoder=EncoderConfig(width=128), decoder=DecoderConfig(heads=4, layers=2, feedforward=384, dropout=0.1, max_tokens=24),
-                  pretrain=PretrainConfig(fit=dataclasses.replace(fit, steps=60, log_every=5)), attend=AttendConfig(fit=dataclasses.replace(fit, steps=60, log_every=5)),
-                  finetune=FinetuneConfig(cutout_share=0.5, cutout_end=0.1, fit=dataclasses.replace(fit, steps=1200, evaluate_every=300)))
+                  pretrain=PretrainConfig(fit=replace(fit, steps=60, log_every=5)), attend=AttendConfig(fit=replace(fit, steps=60, log_every=5)),
+                  finetune=FinetuneConfig(cutout_share=0.5, cutout_end=0.1, fit=replace(fit, steps=1200, evaluate_every=300)))
 
+# %% ../nbs/00_config.ipynb #9d860477
 def cpu():
-    "About an hour on two CPU cores: real CROHME ink, compact encoder."
+    "One to two hours on two CPU cores: real CROHME ink, compact encoder."
     fit = FitConfig(batch_pixels=500_000, batch_max=64, weight_decay=0.05)
-    return Config(preset='cpu', data=DataConfig(source='crohme'), encoder=EncoderConfig(width=192), decoder=DecoderConfig(heads=6, layers=2, feedforward=768, dropout=0.1),
-                  pretrain=PretrainConfig(fit=dataclasses.replace(fit, steps=400)), attend=AttendConfig(fit=dataclasses.replace(fit, steps=400)),
-                  finetune=FinetuneConfig(cutout_share=0.8, cutout_end=0.2, fit=dataclasses.replace(fit, steps=3000, evaluate_every=1000, checkpoint_every=500)))
+    return Config(preset='cpu', data=DataConfig(source='crohme'), encoder=EncoderConfig(width=192),
+                  decoder=DecoderConfig(heads=6, layers=2, feedforward=768, dropout=0.1),
+                  pretrain=PretrainConfig(fit=replace(fit, steps=400)), attend=AttendConfig(fit=replace(fit, steps=400)),
+                  finetune=FinetuneConfig(cutout_share=0.8, cutout_end=0.2, fit=replace(fit, steps=8000, evaluate_every=1000, checkpoint_every=500)))
 
 def paper():
     "The full-size system on one GPU."
     fit = FitConfig(batch_pixels=8_000_000, batch_max=128, workers=12, weight_decay=0.05)
-    return Config(preset='paper', beam=10, data=DataConfig(source='crohme'), render=RenderConfig(stroke_height=28., pen_width=3., margin=13, max_height=448, max_width=1792),
+    return Config(preset='paper', beam=10, data=DataConfig(source='crohme'),
+                  render=RenderConfig(stroke_height=28., pen_width=3., margin=13, max_height=448, max_width=1792),
                   encoder=EncoderConfig(name='densenet_b'), decoder=DecoderConfig(dropout=0.3, max_tokens=200),
-                  pretrain=PretrainConfig(hidden=1024, projection=512, fit=dataclasses.replace(fit, steps=2000)), attend=AttendConfig(fit=dataclasses.replace(fit, steps=2000)),
-                  finetune=FinetuneConfig(cutout_share=0.5, cutout_end=0.2, fit=dataclasses.replace(fit, steps=12_000, evaluate_every=1000)))
+                  pretrain=PretrainConfig(hidden=1024, projection=512, fit=replace(fit, steps=2000)), attend=AttendConfig(fit=replace(fit, steps=2000)),
+                  finetune=FinetuneConfig(cutout_share=0.5, cutout_end=0.2, fit=replace(fit, steps=12_000, evaluate_every=1000)))
 
+# %% ../nbs/00_config.ipynb #ed0f44c6
 PRESETS = dict(smoke=smoke, quick=quick, cpu=cpu, paper=paper)
 
 def preset(name: str) -> Config:

@@ -121,6 +121,7 @@ def alpha_req(features: torch.Tensor,      # vectors [n d]
     values = _spectrum(features)
     n_used = int((values > values[0] * 1e-10).sum())
     first, last = fit_range[0], min(fit_range[1], n_used)
-    if not 1 <= first < last: raise ValueError(f'fit_range {fit_range} leaves fewer than two of the {n_used} non-zero eigenvalues; give more features or a lower start')
+    if not 1 <= first < last:
+        raise ValueError(f'fit_range {fit_range} leaves fewer than two of the {n_used} non-zero eigenvalues; give more features or a lower start')
     x, y = torch.arange(first, last + 1, device=values.device).double().log(), values[first - 1:last].log()
     return (-((x - x.mean()) * (y - y.mean())).sum() / (x - x.mean()).square().sum()).float()

@@ -9,7 +9,7 @@ __all__ = ['SPLITS', 'pack', 'Packed', 'load_packed', 'split_of', 'find_crohme',
 # %% ../nbs/14_data.ipynb #40e4ecb2
 import dataclasses, json, os, re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 import numpy as np, torch
 from safetensors.numpy import save_file
@@ -32,7 +32,9 @@ def pack(inks: Iterable, path, split: str, rejected: Iterable = (), with_cutouts
         except LatexError as e: rejected.append([ink.name, str(e)]); continue
         names.add(ink.name); lines.append(line); units.append(ink_unit(*(np.array([f(t, 0) for t in ink.traces]) for f in (np.min, np.max))))
         points += ink.traces; trace_n += [len(t) for t in ink.traces]; ink_n.append(len(ink.traces))
-    if not lines: raise RunError(f"split '{split}': none of {len(rejected)} inks could be used" + (f'; the first: {rejected[0][1]}' if rejected else '; is this the right folder?'))
+    if not lines:
+        raise RunError(f"split '{split}': none of {len(rejected)} inks could be used"
+                       + (f'; the first: {rejected[0][1]}' if rejected else '; is this the right folder?'))
     text = [l.encode() for l in lines]
     ends = lambda lengths: np.cumsum(lengths, dtype=np.int64)
     manifest = dict(split=split, n_in=len(lines) + len(rejected), n_out=len(lines), rejected=rejected)
@@ -84,12 +86,14 @@ class Packed:
         w, h = self.high[which].max(0) - self.low[which].min(0)
         return h/self.units[i], w/self.units[i]
 
+# %% ../nbs/14_data.ipynb #52a63a13
 def load_packed(folder, split: str) -> Packed:
     "The split of that name in a folder written by `mask-match data`."
     path = Path(folder)/f'{split}.safetensors'
     if not path.exists():
         there = sorted(p.stem for p in Path(folder).glob('*.safetensors'))
-        raise RunError(f"{folder}: no split '{split}'" + (f"; there are: {', '.join(there)}" if there else "; no packed split at all - make one with `mask-match data`"))
+        raise RunError(f"{folder}: no split '{split}'"
+                       + (f"; there are: {', '.join(there)}" if there else "; no packed split at all - make one with `mask-match data`"))
     return Packed(path)
 
 # %% ../nbs/14_data.ipynb #b31c384a
@@ -123,9 +127,12 @@ class Batch:
     lengths: torch.Tensor  # [b] number of tokens
     names: list            # of the inks
     traces: list           # per expression: float32 [n 2] arrays in pixels
-    symbols: torch.Tensor  # [m 4] expression, token id, x and y of the symbol's centre (pixels); for symbol supervision, a row of its own
+    # [m 4] expression, token id, x and y of the symbol's centre (pixels); for symbol supervision, a row of its own
+    symbols: torch.Tensor = field(default_factory=lambda: torch.zeros(0, 4))
 
-    def to(self, device): return dataclasses.replace(self, **{f.name: getattr(self, f.name).to(device, non_blocking=True) for f in dataclasses.fields(self) if torch.is_tensor(getattr(self, f.name))})
+    def to(self, device):
+        tensors = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if torch.is_tensor(getattr(self, f.name))}
+        return dataclasses.replace(self, **{name: t.to(device, non_blocking=True) for name, t in tensors.items()})
 
 @dataclass
 class ViewBatch:
@@ -137,6 +144,7 @@ class ViewBatch:
 
     to = Batch.to
 
+# %% ../nbs/14_data.ipynb #e7baa2cd
 def grid_ceil(pixels: int) -> int:
     "Round an edge up to the grid of batch shapes: multiples of 8 up to 96, of 16 up to 192, of 32 up to 384, of 64 beyond."
     step = 8 if pixels <= 96 else 16 if pixels <= 192 else 32 if pixels <= 384 else 64
@@ -164,31 +172,9 @@ def plan_batches(sizes: np.ndarray, fit: FitConfig, rng: np.random.Generator) ->
         waiting += [group[:half], group[half:]]
     return [batches[i] for i in rng.permutation(len(batches))]
 
-# %% ../nbs/14_data.ipynb #2619792e
-class Epoch(torch.utils.data.Dataset):
-    "All batches of one epoch, or (`is_training=False`) of one pass in which nothing is augmented, cut out or left out."
-    def __init__(self, packed: Packed, vocabulary: Vocabulary, config: Config, fit: FitConfig, epoch: int = 0, is_training=True, share=0., with_views=False):
-        self.packed, self.vocabulary, self.config, self.epoch, self.with_views = packed, vocabulary, config, epoch, with_views
-        self.bend = config.augment if is_training else no_augment()
-        rng = np.random.default_rng([config.seed, epoch, is_training])
-        usable = [i for i in range(len(packed)) if not is_training or with_views or len(packed.caption(i)) <= config.decoder.max_tokens]
-        self.n_too_long = len(packed) - len(usable)
-        self.samples = [(i, self._cut(i, rng, share)) for i in usable]
-        low, high = np.log([self.bend.scale_low, self.bend.scale_high])
-        self.scales = np.exp(rng.uniform(low, high, len(self.samples)))
-        sizes = [(*packed.extent(i, cut and cut[1]), len(cut[0].split() if cut else packed.caption(i))) for i, cut in self.samples]
-        sizes = np.array(sizes)*np.stack([self.scales*config.render.stroke_height]*2 + [np.ones(len(sizes))], 1) + np.array([2*config.render.margin]*2 + [0])
-        self.batches = plan_batches(sizes, fit, rng)
-
-    def _cut(self, i, rng, share):
-        cuts = self.packed.cutouts(i)
-        return cuts[rng.integers(len(cuts))] if cuts and rng.random() < share else None
-
-    def __len__(self): return len(self.batches)
-    def __getitem__(self, number: int):
-        which = self.batches[number]
-        return self._views(which) if self.with_views else self._batch(which)
-
+# %% ../nbs/14_data.ipynb #b72b2337
+class _Drawer:
+    "How an `Epoch` draws its samples and stacks them to batches."
     def _draw(self, k):
         (i, cut), rng = self.samples[k], np.random.default_rng([self.config.seed, self.epoch, k])
         bend = dataclasses.replace(self.bend, scale_low=self.scales[k], scale_high=self.scales[k])
@@ -214,10 +200,36 @@ class Epoch(torch.utils.data.Dataset):
             yield b, word, *(np.min(low, 0) + np.max(high, 0))/2
 
     def _views(self, which):
-        pairs = [two_views(self.packed.traces(self.samples[k][0]), self.config.render, self.bend, np.random.default_rng([self.config.seed, self.epoch, k])) for k in which]
+        rng = lambda k: np.random.default_rng([self.config.seed, self.epoch, k])
+        pairs = [two_views(self.packed.traces(self.samples[k][0]), self.config.render, self.bend, rng(k)) for k in which]
         image, sizes = stack_images([image for pair in pairs for image, _ in pair])
         affine = torch.from_numpy(np.array([[a for _, a in pair] for pair in pairs], np.float32))
         return ViewBatch(image.unflatten(0, (-1, 2)), sizes.unflatten(0, (-1, 2)), affine, [self.packed.names[self.samples[k][0]] for k in which])
+
+# %% ../nbs/14_data.ipynb #6dd3ae8a
+class Epoch(_Drawer, torch.utils.data.Dataset):
+    "All batches of one epoch, or (`is_training=False`) of one pass in which nothing is augmented, cut out or left out."
+    def __init__(self, packed: Packed, vocabulary: Vocabulary, config: Config, fit: FitConfig, epoch: int = 0, is_training=True, share=0., with_views=False):
+        self.packed, self.vocabulary, self.config, self.epoch, self.with_views = packed, vocabulary, config, epoch, with_views
+        self.bend = config.augment if is_training else no_augment()
+        rng = np.random.default_rng([config.seed, epoch, is_training])
+        usable = [i for i in range(len(packed)) if not is_training or with_views or len(packed.caption(i)) <= config.decoder.max_tokens]
+        self.n_too_long = len(packed) - len(usable)
+        self.samples = [(i, self._cut(i, rng, share)) for i in usable]
+        low, high = np.log([self.bend.scale_low, self.bend.scale_high])
+        self.scales = np.exp(rng.uniform(low, high, len(self.samples)))
+        sizes = [(*packed.extent(i, cut and cut[1]), len(cut[0].split() if cut else packed.caption(i))) for i, cut in self.samples]
+        sizes = np.array(sizes)*np.stack([self.scales*config.render.stroke_height]*2 + [np.ones(len(sizes))], 1) + np.array([2*config.render.margin]*2 + [0])
+        self.batches = plan_batches(sizes, fit, rng)
+
+    def _cut(self, i, rng, share):
+        cuts = self.packed.cutouts(i)
+        return cuts[rng.integers(len(cuts))] if cuts and rng.random() < share else None
+
+    def __len__(self): return len(self.batches)
+    def __getitem__(self, number: int):
+        which = self.batches[number]
+        return self._views(which) if self.with_views else self._batch(which)
 
 # %% ../nbs/14_data.ipynb #12e6b146
 def stream(packed, vocabulary, config: Config, fit: FitConfig, start=0, with_views=False, share=(0., 0.), rank=0, world=1) -> Iterator:

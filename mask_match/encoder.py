@@ -43,7 +43,8 @@ class Compact(nn.Sequential):
     "Stride 8, 256 channels, 1.2 M parameters: 12 3x3 convolutions on the stride-8 grid (ours)."
     stride, channels = 8, 256
     def __init__(self):
-        super().__init__(nn.PixelUnshuffle(4), ConvNorm(16, 64), Residual(64), ConvNorm(64, 128, stride=2),  # 4 x 4 pixels become 16 channels: no convolution runs at full size
+        # 4 x 4 pixels become 16 channels: no convolution runs at full size
+        super().__init__(nn.PixelUnshuffle(4), ConvNorm(16, 64), Residual(64), ConvNorm(64, 128, stride=2),
                          Aggregate(128, 64, 4, 256), Aggregate(256, 64, 4, 256), Aggregate(256, 64, 4, 256))
 
 # %% ../nbs/21_encoder.ipynb #917cf92d
@@ -95,7 +96,8 @@ class Encoder(nn.Module):
     def forward(self, image: torch.Tensor  # [b 1 H W], 1 = ink; sizes that are no multiple of the stride are filled up with blank paper
                ) -> torch.Tensor:          # features [b d h w]
         "Encode images."
-        if image.ndim != 4 or image.shape[1] != 1: raise ValueError(f'the encoder takes images [b 1 H W]; got {list(image.shape)}: add the missing axis or average the colours')
+        if image.ndim != 4 or image.shape[1] != 1:
+            raise ValueError(f'the encoder takes images [b 1 H W]; got {list(image.shape)}: add the missing axis or average the colours')
         right, below = (-image.shape[3]) % self.stride, (-image.shape[2]) % self.stride
         if right or below: image = F.pad(image, (0, right, 0, below))    # blank paper
         return self.dropout(self.neck(self.body(image)))
@@ -106,5 +108,6 @@ def make_encoder(config: EncoderConfig) -> Encoder:
     "Build the encoder that `config.name` asks for, with fresh weights."
     if config.name not in ENCODERS:
         near = difflib.get_close_matches(config.name, ENCODERS, 1, 0.4)
-        raise ValueError(f"there is no encoder '{config.name}'" + (f"; did you mean '{near[0]}'?" if near else '') + f" encoder.name is one of {', '.join(ENCODERS)}")
+        raise ValueError(f"there is no encoder '{config.name}'" + (f"; did you mean '{near[0]}'?" if near else '')
+                         + f" encoder.name is one of {', '.join(ENCODERS)}")
     return Encoder(ENCODERS[config.name](), config)

@@ -20,7 +20,8 @@ def save_figure(fig, folder, name: str, config: Config, numbers=None, **facts) -
     "Write `name.png` and its sidecar `name.json`: the `numbers` drawn, config hash, commit, versions, hardware, and further `facts`."
     path = Path(folder)/f'{name}.png'
     with atomic(path) as p: fig.savefig(p, format='png', dpi=110, bbox_inches='tight', metadata={'Software': None})
-    write_json(path.with_suffix('.json'), dict(figure=path.name, preset=config.preset, seed=config.seed, config=config_hash(config), **facts, numbers=numbers, **provenance()))
+    write_json(path.with_suffix('.json'), dict(figure=path.name, preset=config.preset, seed=config.seed, config=config_hash(config),
+                                             **facts, numbers=numbers, **provenance()))
     return path
 
 def save_table(rows: list, folder, name: str, config: Config, **facts) -> Path:
@@ -28,7 +29,8 @@ def save_table(rows: list, folder, name: str, config: Config, **facts) -> Path:
     path, heads = Path(folder)/f'{name}.md', list(rows[0])
     lines = [heads, ['---']*len(heads)] + [[_cell(r[h]) for h in heads] for r in rows]
     with atomic(path) as p: p.write_text('\n'.join('| ' + ' | '.join(l) + ' |' for l in lines) + '\n')
-    write_json(path.with_suffix('.json'), dict(table=path.name, preset=config.preset, seed=config.seed, config=config_hash(config), **facts, numbers=rows, **provenance()))
+    write_json(path.with_suffix('.json'), dict(table=path.name, preset=config.preset, seed=config.seed, config=config_hash(config),
+                                             **facts, numbers=rows, **provenance()))
     return path
 
 def _cell(value): return 'not available' if value is None else f'{value:.4g}' if isinstance(value, float) else str(value)
@@ -47,7 +49,8 @@ def plot_learning(records: list):  # figure
     plot_stage(records, ['loss', 'token_accuracy'], 'training (teacher forcing)', axes[0])
     seen = [r for r in records if 'validation_score' in r]
     steps = [r['step'] for r in seen]
-    plot_curves({'ExpRate (%)': (steps, [100*r['validation_score'] for r in seen]), 'token error rate (%)': (steps, [100*r['validation_token_error_rate'] for r in seen])}, ax=axes[1])
+    plot_curves({'ExpRate (%)': (steps, [100*r['validation_score'] for r in seen]),
+                 'token error rate (%)': (steps, [100*r['validation_token_error_rate'] for r in seen])}, ax=axes[1])
     axes[1].set(title='validation (greedy, averaged weights)', ylim=(0, 100)); axes[1].title.set_fontsize(9)
     return fig
 
@@ -81,19 +84,24 @@ def _coloured(maps, size):
     stride = max(-(-size[0]//h), -(-size[1]//w))
     return (255*light).astype(np.uint8).repeat(stride, 0).repeat(stride, 1)[:size[0], :size[1]]
 
-# %% ../nbs/52_figures.ipynb #41aab762
-PUBLISHED = [('DenseWAP', 51.5, 're-run by the SSAN authors'), ('BTTR', 54.0, 'arXiv 2105.02412'), ('CoMER', 58.4, 'README, 5 seeds'), ('ICAL', 60.6, 'README, 5 seeds'),
-             ('TAMER', 61.2, 'README'), ('PosFormer, scale augmentation', 62.7, 'README'), ('MMHMER', 64.0, 'paper'), ('Mask & Match (the paper)', None, 'arXiv 2508.06107: reported, not available')]
+# %% ../nbs/52_figures.ipynb #e2569c2e
+PUBLISHED = [('DenseWAP', 51.5, 're-run by the SSAN authors'), ('BTTR', 54.0, 'arXiv 2105.02412'), ('CoMER', 58.4, 'README, 5 seeds'),
+             ('ICAL', 60.6, 'README, 5 seeds'), ('TAMER', 61.2, 'README'), ('PosFormer, scale augmentation', 62.7, 'README'), ('MMHMER', 64.0, 'paper'),
+             ('Mask & Match (the paper)', None, 'arXiv 2508.06107: reported, not available')]
 
 def result_row(name: str, metrics: dict) -> dict:  # percentages
     "One row of the table of results, from metrics as `evaluate` gives them."
     low, high = metrics['ci95']['exprate']
     percent = lambda key: round(100*metrics[key], 2)
-    return {'model': name, 'split': metrics['split'], 'n': metrics['n'], 'ExpRate %': percent('exprate'), '95 % interval': f'{100*low:.1f}-{100*high:.1f}', '<=1 %': percent('leq1'), '<=2 %': percent('leq2'),
-            '<=3 %': percent('leq3'), 'token error %': percent('token_error_rate'), 'structure %': percent('structure_rate'), 'beam': metrics['beam'], 'rejected': metrics['n_rejected'], 'seconds': metrics['seconds']}
+    return {'model': name, 'split': metrics['split'], 'n': metrics['n'], 'ExpRate %': percent('exprate'),
+            '95 % interval': f'{100*low:.1f}-{100*high:.1f}', '<=1 %': percent('leq1'), '<=2 %': percent('leq2'), '<=3 %': percent('leq3'),
+            'token error %': percent('token_error_rate'), 'structure %': percent('structure_rate'), 'beam': metrics['beam'], 'rejected': metrics['n_rejected'],
+            'seconds': metrics['seconds']}
 
 def report_rows(name: str, metrics: list, config: Config) -> list:  # rows of one table
     "Our rows, then the published ones for CROHME 2014 with their source."
-    ours = [{'model': name, 'ink': f"{m['split']} ({'CROHME' if config.data.source == 'crohme' else 'synthesised'})", 'n': m['n'], 'ExpRate %': round(100*m['exprate'], 2),
+    ours = [{'model': name, 'ink': f"{m['split']} ({'CROHME' if config.data.source == 'crohme' else 'synthesised'})",
+             'n': m['n'], 'ExpRate %': round(100*m['exprate'], 2),
              '95 % interval': '-'.join(f'{100*x:.1f}' for x in m['ci95']['exprate']), 'source': 'this run'} for m in metrics]
-    return ours + [{'model': model, 'ink': 'test2014 (CROHME)', 'n': 986, 'ExpRate %': rate, '95 % interval': None, 'source': source} for model, rate, source in PUBLISHED]
+    return ours + [{'model': model, 'ink': 'test2014 (CROHME)', 'n': 986, 'ExpRate %': rate, '95 % interval': None, 'source': source}
+                   for model, rate, source in PUBLISHED]

@@ -59,8 +59,10 @@ class MaskMatch(nn.Module):
     "Encoder, attention network and decoder (method.md, stage 3); `invisible` are the ids of tokens that leave no ink."
     def __init__(self, config: Config, vocabulary: int, invisible: tuple = ()):
         super().__init__()
-        self.votes, self.census_weight, self.symbol_weight = nn.Conv2d(config.encoder.width, vocabulary, 1), config.finetune.census_weight, config.finetune.symbol_weight
-        self.register_buffer('is_visible', torch.ones(vocabulary, dtype=torch.bool).index_fill_(0, torch.tensor([0, 1, 2, 3, *invisible]), False), persistent=False)
+        self.votes = nn.Conv2d(config.encoder.width, vocabulary, 1)
+        self.census_weight, self.symbol_weight = config.finetune.census_weight, config.finetune.symbol_weight
+        is_visible = torch.ones(vocabulary, dtype=torch.bool).index_fill_(0, torch.tensor([0, 1, 2, 3, *invisible]), False)
+        self.register_buffer('is_visible', is_visible, persistent=False)
         self.encoder = make_encoder(config.encoder)
         self.attention = AttentionNet(self.encoder.width, config.attend.slots)
         self.decoder = Decoder(config.decoder, vocabulary, self.encoder.width, config.attend.slots)
@@ -75,6 +77,7 @@ class MaskMatch(nn.Module):
         near_ink = torch.nn.functional.max_pool2d(ink_cells(image, self.encoder.stride)[:, None].float(), 3, 1, 1)[:, 0] > 0
         return features, self.attention(features, is_pad), is_pad | ~near_ink
 
+# %% ../nbs/42_finetune.ipynb #0ea37ed9
 def make_model(config: Config, vocabulary: Vocabulary) -> MaskMatch:
     "A fresh model for a vocabulary."
     return MaskMatch(config, len(vocabulary), tuple(vocabulary.encode(INVISIBLE)))
@@ -91,9 +94,11 @@ def finetune_step(model: MaskMatch, batch: Batch, progress: float, generator) ->
         logs['symbol'] = symbol_loss(model.votes(features), batch.symbols, model.encoder.stride)
         loss = loss + model.symbol_weight*logs['symbol']
     if model.census_weight:
-        logs['census'] = census_loss(model.votes(features).flatten(2).transpose(1, 2), ink_cells(batch.image, model.encoder.stride).flatten(1), count_tokens(batch.tokens, model.is_visible))
+        logs['census'] = census_loss(model.votes(features).flatten(2).transpose(1, 2),
+                                     ink_cells(batch.image, model.encoder.stride).flatten(1), count_tokens(batch.tokens, model.is_visible))
         loss = loss + model.census_weight*logs['census']
-    return loss, dict(loss=loss.detach(), reading=reading.detach(), **{k: v.detach() for k, v in logs.items()}, token_accuracy=(logits.detach().argmax(-1) == targets)[is_token].float().mean())
+    accuracy = (logits.detach().argmax(-1) == targets)[is_token].float().mean()
+    return loss, dict(loss=loss.detach(), reading=reading.detach(), **{k: v.detach() for k, v in logs.items()}, token_accuracy=accuracy)
 
 # %% ../nbs/42_finetune.ipynb #e48a7142
 @torch.no_grad()
@@ -112,7 +117,9 @@ def take_over(model: nn.Module, path, parts: tuple = ('encoder.', 'attention.'))
         theirs, ours = ({k: v for k, v in d.items() if k.startswith(prefix)} for d in (tensors, own))
         if not theirs: continue
         wrong = [k for k in ours.keys() | theirs.keys() if k not in ours or k not in theirs or ours[k].shape != theirs[k].shape]
-        if wrong: raise RunError(f'{path}: {len(wrong)} tensors of {prefix[:-1]} do not fit this model, first {sorted(wrong)[0]}; use the config of the run they come from')
+        if wrong:
+            raise RunError(f'{path}: {len(wrong)} tensors of {prefix[:-1]} do not fit this model, '
+                           f'first {sorted(wrong)[0]}; use the config of the run they come from')
         own.update(theirs); found.append(prefix)
     if not found: raise RunError(f'{path}: holds none of {", ".join(p[:-1] for p in parts)}; give the folder or weights of a pretrain or attend run')
     model.load_state_dict(own)
@@ -127,9 +134,12 @@ def save_model(path, model: MaskMatch, config: Config, vocabulary: Vocabulary, c
 def load_model(path) -> tuple[MaskMatch, Vocabulary, Config, dict]:  # model in eval mode and float32, vocabulary, config, card
     "Read what `save_model` wrote."
     tensors, meta = load_tensors(path)
-    if not {'config', 'words'} <= meta.keys(): raise RunError(f'{path}: holds no model (no config and vocabulary in its header); give weights written by save_model, or a finetune run')
+    if not {'config', 'words'} <= meta.keys():
+        raise RunError(f'{path}: holds no model (no config and vocabulary in its header); give weights written by save_model, or a finetune run')
     config, vocabulary = from_dict(meta['config']), Vocabulary(tuple(meta['words']))
     model = make_model(config, vocabulary)
     try: model.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in tensors.items()})
-    except RuntimeError as e: raise RunError(f'{path}: the tensors do not fit the config in the header ({str(e).splitlines()[1].strip()}); the file was made by another version') from None
+    except RuntimeError as e:
+        raise RunError(f'{path}: the tensors do not fit the config in the header ({str(e).splitlines()[1].strip()}); '
+                       'the file was made by another version') from None
     return model.eval(), vocabulary, config, meta.get('card', {})

@@ -31,7 +31,8 @@ def make_optimizer(model: nn.Module, config: FitConfig, slow: dict | None = None
         if not p.requires_grad: continue
         factor = next((f for prefix, f in (slow or {}).items() if name.startswith(prefix)), 1.)
         groups.setdefault((p.ndim > 1, factor), []).append(p)
-    return torch.optim.AdamW([dict(params=ps, weight_decay=config.weight_decay*decays, lr=config.lr, factor=factor) for (decays, factor), ps in groups.items()], betas=(0.9, 0.98))
+    return torch.optim.AdamW([dict(params=ps, weight_decay=config.weight_decay*decays, lr=config.lr, factor=factor)
+                              for (decays, factor), ps in groups.items()], betas=(0.9, 0.98))
 
 # %% ../nbs/23_fit.ipynb #c7314675
 @torch.no_grad()
@@ -76,13 +77,38 @@ class Stepper(nn.Module):
 def make_fabric(config: Config, fit: FitConfig) -> Fabric:
     "A launched Fabric for this config: GPUs where there are any, else CPU processes."
     if not torch.cuda.is_available(): torch.set_num_threads(config.threads)
-    fabric = Fabric(accelerator='cuda' if torch.cuda.is_available() else 'cpu', devices=config.devices, precision=fit.precision, strategy='ddp' if config.devices > 1 else 'auto')
+    accelerator, strategy = 'cuda' if torch.cuda.is_available() else 'cpu', 'ddp' if config.devices > 1 else 'auto'
+    fabric = Fabric(accelerator=accelerator, devices=config.devices, precision=fit.precision, strategy=strategy)
     fabric.launch()
     return fabric
 
+# %% ../nbs/23_fit.ipynb #f860f2eb
+def _demand_finite(what, value, at, lr, batch):
+    if torch.isfinite(value): return
+    raise FitError(f'the {what} is {value.item()} at step {at}, learning rate {lr:.2e}, batch {batch.names[:4]}...; '
+                   'the last good checkpoint is kept - lower fit.lr or look at these inks')
+
+def _descend(fabric, stepper, optimizer, source, config, at, seed):  # -> learning rate, gradient norm, logs, expressions seen
+    "One optimiser step over `accumulate` batches; a loss or gradient norm that is not finite raises `FitError` before the weights move."
+    lr, generator, n = learning_rate(at, config), torch.Generator(fabric.device).manual_seed(seed*1_000_003 + at), 0
+    for group in optimizer.param_groups: group['lr'] = lr*group['factor']
+    for k in range(config.accumulate):
+        batch = next(source).to(fabric.device)
+        with fabric.no_backward_sync(stepper, enabled=k + 1 < config.accumulate):
+            loss, logs = stepper(batch, at/config.steps, generator)
+            _demand_finite('loss', loss, at, lr, batch)
+            fabric.backward(loss/config.accumulate)
+        n += len(batch.names)
+    norm = fabric.clip_gradients(stepper, optimizer, max_norm=config.clip, error_if_nonfinite=False)
+    if config.precision != '16-mixed': _demand_finite('gradient norm', norm, at, lr, batch)  # a loss scaler skips such steps and scales down
+    optimizer.step(); optimizer.zero_grad()
+    return lr, norm, logs, n
+
+# %% ../nbs/23_fit.ipynb #8aa1a156
 def fit(fabric: Fabric, model: nn.Module, step: Callable, batches: Callable, config: FitConfig, seed: int = 0, run: Run | None = None,
         evaluate: Callable | None = None, slow: dict | None = None, after_step: Callable | None = None) -> Iterator[dict]:
-    """Train `model` in place and yield log records; on return it holds the averaged weights (`ema` > 0). `batches(start)` yields batches from number `start` on.
+    """Train `model` in place and yield log records; on return it holds the averaged weights (`ema` > 0).
+    `batches(start)` yields batches from number `start` on.
     `evaluate(model) -> dict` with `score` (larger is better) chooses `best.safetensors`. With `run`, continues from its checkpoint."""
     seed_everything(seed + fabric.global_rank)
     optimizer = make_optimizer(model, config, slow)
@@ -90,25 +116,17 @@ def fit(fabric: Fabric, model: nn.Module, step: Callable, batches: Callable, con
     at, best = _resume(run, model, average, optimizer)
     stepper, optimizer = fabric.setup(Stepper(model, step), optimizer)
     if average is not None: fabric.to_device(average)
-    source, device, clock = iter(batches(at*config.accumulate)), fabric.device, time.perf_counter()
-    seen, logs, model = 0, {}, stepper.module.model
+    source, clock = iter(batches(at*config.accumulate)), time.perf_counter()
+    seen, model = 0, stepper.module.model
     for at in range(at, config.steps):
-        lr, generator = learning_rate(at, config), torch.Generator(device).manual_seed(seed*1_000_003 + at)
-        for group in optimizer.param_groups: group['lr'] = lr*group['factor']
-        for k in range(config.accumulate):
-            batch = next(source).to(device)
-            with fabric.no_backward_sync(stepper, enabled=k + 1 < config.accumulate):
-                loss, logs = stepper(batch, at/config.steps, generator)
-                if not torch.isfinite(loss): raise FitError(f'the loss is {loss.item()} at step {at}, learning rate {lr:.2e}, batch {batch.names[:4]}...; the last good checkpoint is kept - lower fit.lr or look at these inks')
-                fabric.backward(loss/config.accumulate)
-            seen += len(batch.names)
-        norm = fabric.clip_gradients(stepper, optimizer, max_norm=config.clip, error_if_nonfinite=False)
-        optimizer.step(); optimizer.zero_grad()
+        lr, norm, logs, n = _descend(fabric, stepper, optimizer, source, config, at, seed)
+        seen += n
         if after_step: after_step(model)
         if average is not None: update_average(average, model, config.ema, at)
         is_last = at + 1 == config.steps
         if (at + 1) % config.log_every == 0 or is_last:
-            record = dict(step=at + 1, lr=lr, grad_norm=float(norm), expressions_per_second=seen*fabric.world_size/(time.perf_counter() - clock), **{k: float(v) for k, v in logs.items()})
+            speed = seen*fabric.world_size/(time.perf_counter() - clock)
+            record = dict(step=at + 1, lr=lr, grad_norm=float(norm), expressions_per_second=speed, **{k: float(v) for k, v in logs.items()})
             seen, clock = 0, time.perf_counter()
             yield _log(fabric, run, record)
         if evaluate and (is_last or config.evaluate_every and (at + 1) % config.evaluate_every == 0):
@@ -122,6 +140,7 @@ def fit(fabric: Fabric, model: nn.Module, step: Callable, batches: Callable, con
             save_tensors(run.path('checkpoint.safetensors'), *pack_state(model, average, optimizer.optimizer, at + 1, best))
     if average is not None: model.load_state_dict(average.state_dict())
 
+# %% ../nbs/23_fit.ipynb #b9788905
 def _resume(run, model, average, optimizer):
     if run is None or not run.path('checkpoint.safetensors').exists(): return 0, -math.inf
     at, best = unpack_state(*load_tensors(run.path('checkpoint.safetensors')), model, average, optimizer)

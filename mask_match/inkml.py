@@ -69,6 +69,7 @@ def read_points(text: str, columns: tuple, name: str, which: str) -> np.ndarray:
 _CODES = bytes(c - 48 if 48 <= c < 58 else {46: 10, 45: 11, 44: 17}.get(c, 16 if c in b' \t\r\n' else 18) for c in range(256))
 _POWERS = 10. ** np.arange(16)
 
+# %% ../nbs/10_inkml.ipynb #24550442
 def _decimals(codes, starts, ends):  # uint8 codes; int positions [m] -> float64 [m]
     "Values of the plain decimals that lie between `starts` and `ends`; ValueError where one is something else."
     length = ends - starts
@@ -112,6 +113,7 @@ def read_traces(texts: list, columns: tuple, name: str, ids: list) -> list:  # f
         xy, counts = np.concatenate(each).T, [len(t) for t in each]
     return _settle(xy, counts, name)
 
+# %% ../nbs/10_inkml.ipynb #fc99730b
 def _settle(xy, counts, name):  # float64 [2 n], points per trace -> list of float32 [n 2]
     "Check all points of a file, drop repeated ones, cut them into traces."
     if not xy.size: raise InkError(name, 'no trace has a point', 'export the ink again; an expression needs at least one trace')
@@ -136,6 +138,7 @@ def _parser():
     return etree, etree.XMLParser(recover=True, resolve_entities=False, no_network=True, huge_tree=False, load_dtd=False, dtd_validation=False,
                                   remove_comments=True, remove_pis=True, collect_ids=False)
 
+# %% ../nbs/10_inkml.ipynb #2924d6b7
 def _root(data: bytes, name: str):
     "Parse bytes to an XML tree, or say why not."
     if not data.strip(b'\0 \t\r\n'): raise InkError(name, f'the file is empty ({len(data)} bytes)', 'copy it again from its source')
@@ -153,18 +156,22 @@ def _root(data: bytes, name: str):
         raise InkError(name, 'an element is too large to be read safely', 'one file holds one expression; split it')
     return root
 
+# %% ../nbs/10_inkml.ipynb #2ebf0f1f
 @functools.lru_cache(4096)
 def _local(tag): return tag.rpartition('}')[2].rpartition(':')[2] if isinstance(tag, str) else ''
 
 # %% ../nbs/10_inkml.ipynb #924c0c09
 _XML_ID = '{http://www.w3.org/XML/1998/namespace}id'
 
+# %% ../nbs/10_inkml.ipynb #1a4ba386
 def _id(element): return (element.get('id') or element.get(_XML_ID) or '').strip()
 
+# %% ../nbs/10_inkml.ipynb #5b926401
 def _text(element):
     text = element.text or '' if not len(element) else ''.join(element.itertext())
     return ' '.join(text.split())
 
+# %% ../nbs/10_inkml.ipynb #5ffe267e
 def _collect(element, found, notes, parts):
     "Sort what is inside an element: traces, annotations into `notes`, traces of a group into `parts`, groups, channels, MathML."
     for child in element:
@@ -177,8 +184,7 @@ def _collect(element, found, notes, parts):
         elif tag == 'traceView': parts.append((child.get('traceDataRef') or child.get('traceRef') or '').strip().lstrip('#'))
         elif tag == 'annotation': notes.setdefault(child.get('type') or next(iter(child.attrib.values()), 'truth'), _text(child))  # some misspell 'type'
         elif tag == 'traceGroup':
-            group = {'': _id(child)}, []
-            found['groups'].append(group)
+            group = {'': _id(child)}, []; found['groups'].append(group)
             _collect(child, found, *group)
         elif tag == 'math': found['math'].append(child)
         elif tag == 'channel': found['channels'].append((child.get('name') or '').upper())
@@ -187,6 +193,7 @@ def _collect(element, found, notes, parts):
             if len(child): _collect(child, found, {}, [])
     return found
 
+# %% ../nbs/10_inkml.ipynb #088a8bb2
 def _columns(channels):
     "Which numbers of a point are X and Y."
     return (channels.index('X'), channels.index('Y')) if 'X' in channels and 'Y' in channels else (0, 1)
@@ -205,21 +212,23 @@ def _symbols(groups, ids, place):
         symbols.append((label, traces))
     return symbols, links
 
+# %% ../nbs/10_inkml.ipynb #eda3fe5f
 def _node(element, links, used):
     "MathML element -> simplified Node; a symbol is linked once, to the first node with its id."
     tag, key, symbol = _local(element.tag), element.get(_XML_ID) or element.get('id'), -1
     if tag in _content: raise InkError('', 'content MathML', 'only presentation markup shows a layout')
     for s in links.get(key.strip(), ()) if key else ():
         if s not in used:
-            used.add(symbol := s)
-            break
+            used.add(symbol := s); break
     if not len(element): return _make(tag, ' '.join((element.text or '').split()), symbol, ())
     inner = [c for c in element if _local(c.tag) not in _no_layout]
     return _make(tag, '', symbol, tuple([_node(c, links, used) for c in inner]))
 
+# %% ../nbs/10_inkml.ipynb #ed09c644
 _content = {'apply', 'ci', 'cn', 'csymbol', 'bind', 'lambda'}
 _no_layout = {'', 'annotation', 'annotation-xml', 'mspace', 'none'}
 
+# %% ../nbs/10_inkml.ipynb #1819ed29
 def _layout(math, links):
     "The first MathML tree that shows a layout."
     for element in math:
@@ -230,8 +239,10 @@ def _layout(math, links):
 # %% ../nbs/10_inkml.ipynb #9a8774d0
 _truths = ('truth', 'normalizedTruth', 'normalizedLabel', 'label', 'latex')  # annotation types that hold the LaTeX, best first
 
+# %% ../nbs/10_inkml.ipynb #76125eb0
 def _stem(name): return re.sub(r'(?i)\.(inkml|ink|xml)$', '', name.rpartition('/')[2])
 
+# %% ../nbs/10_inkml.ipynb #4d2f3eaa
 def _parse(data, name):
     "bytes -> Ink and its UI annotation (a second name)."
     root = _root(data, name)
@@ -250,6 +261,7 @@ def _parse(data, name):
     source = notes.get('source') or name.rpartition('/')[0].rpartition('/')[2] or notes.get('copyright', '')
     return Ink(_stem(name), tuple([t for t in traces if len(t)]), symbols, truth, layout, notes.get('writer', ''), source), notes.get('UI', '').strip('"\' ')
 
+# %% ../nbs/10_inkml.ipynb #72aa6a42
 def parse_ink(data: bytes, name: str) -> Ink:
     "Read InkML bytes; `name` is a file name or path. Raises `InkError` with name, reason and cure. A missing truth is '' and no error."
     return _parse(data, name)[0]
@@ -260,24 +272,21 @@ def _try(item):
     except InkError as e: return Rejected(e.name, f'{e.reason}; {e.cure}'), ''
     except Exception as e: return Rejected(item[0], f'{type(e).__name__}: {str(e)[:120]}; please report this file'), ''  # one bad file must not end the reading
 
+# %% ../nbs/10_inkml.ipynb #25798a0b
 def read_inks(sources, captions: dict | None = None, processes: int = 1, keep=None) -> tuple[list[Ink], Report]:
     """Read all ink; bad files are in the report; a second file of one name becomes name~2 and is noted there.
-
-    `captions` {name or UI name: tokens} replaces truths; `keep(path) -> bool` chooses files: the others are not counted.
-    """
+    `captions` {name or UI name: tokens} replaces truths; `keep(path) -> bool` chooses files: the others are not counted."""
     captions, problems, inks, rejected, renamed, names, paths = captions or {}, [], [], [], {}, set(), []
     sources = [sources] if isinstance(sources, (str, os.PathLike)) else sources
     items = (paths.append(item[0]) or item for item in read_sources(*sources, problems=problems) if keep is None or keep(item[0]))
     with multiprocessing.Pool(processes) if processes > 1 else contextlib.nullcontext() as pool:
         for path, (ink, ui) in enumerate(pool.imap(_try, items, 32) if pool else map(_try, items)):
             if isinstance(ink, Rejected):
-                rejected.append(ink)
-                continue
+                rejected.append(ink); continue
             name, truth = ink.name, captions.get(ink.name, captions.get(ui, ink.truth))
             while name in names: name += '~2'
             if name != ink.name: renamed[name] = paths[path]
-            names.add(name)
-            inks.append(replace(ink, name=name, truth=truth))
+            names.add(name); inks.append(replace(ink, name=name, truth=truth))
     return inks, Report(len(paths) + len(problems), len(inks), tuple(problems + rejected), renamed)
 
 # %% ../nbs/10_inkml.ipynb #93e20b2d
@@ -299,8 +308,10 @@ def write_ink(ink: Ink) -> bytes:
     if ink.symbols: lines.append('</traceGroup>\n')
     return ''.join(lines + ['</ink>\n']).encode()
 
+# %% ../nbs/10_inkml.ipynb #552b6adb
 def _mathml(node):
     link = f' xml:id="s{node.symbol}"' if node.symbol >= 0 else ''
     return f'<{node.tag}{link}>{_clean(node.text)}{"".join(map(_mathml, node.children))}</{node.tag}>'
 
+# %% ../nbs/10_inkml.ipynb #bc366816
 def _clean(text): return escape(re.sub('[^\t\n\r -\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]', '', text))  # XML has no control characters

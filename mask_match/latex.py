@@ -44,6 +44,7 @@ def _fail(latex, what, cure):
 
 _PIECE = re.compile(r'\\(?:lt|gt)(?=[A-Za-z](?![A-Za-z]))|\\[a-zA-Z]+|\\\S|\\(?=\s)|ABOVE(?=\s*\{)|BELOW(?=\s*\{)|COMMA(?![A-Za-z])|\S')
 
+# %% ../nbs/12_latex.ipynb #a5637c93
 def tokenize(latex: str) -> list[str]:  # tokens in writing order
     "Split LaTeX into commands and characters, spaces dropped; `LatexError` where the text is too long."
     if not isinstance(latex, str): raise LatexError(f'LaTeX is a string; got {type(latex).__name__}; pass the text, or join a token list with spaces')
@@ -59,6 +60,7 @@ SYNONYMS = {word: tuple(new.split()) for word, new in (pair.split(maxsplit=1) fo
  ; \| | | ; \Vert | | ; \vert | ; \mid | ; \lvert | ; \rvert | ; \Pi \pi ; \dots \ldots ; \dotsc \ldots ; \dotsb \cdots
  ; \dfrac \frac ; \tfrac \frac ; \cfrac \frac ; COMMA ,'''.split(';'))}
 
+# %% ../nbs/12_latex.ipynb #71df6411
 def _plain(latex):
     "Tokens of `latex` without what draws nothing, synonyms replaced."
     raw, tokens = tokenize(latex), []
@@ -88,6 +90,7 @@ def _with(tree, relation, row):
 # %% ../nbs/12_latex.ipynb #7d56742c
 _WORDS = {tuple(word): '\\' + word for word in ('log', 'lim')}  # the field's captions join these two, and leave `s i n` alone
 
+# %% ../nbs/12_latex.ipynb #77fb43ca
 def _joined(row):
     "The row with `l o g` and `l i m` as one symbol each."
     made = []
@@ -97,6 +100,7 @@ def _joined(row):
         if word and not made[-3].parts and not made[-2].parts: made[-3:] = [Tree(word, tree.parts)]
     return tuple(made)
 
+# %% ../nbs/12_latex.ipynb #717047eb
 def _row(tokens, i, level, end):  # -> (row, next position)
     "Read symbols until `end`: '}', ']' or '' for the end of the tokens."
     if level > MAX_DEPTH: _fail(tokens, f'nested deeper than {MAX_DEPTH} levels', 'remove redundant braces or split the expression')
@@ -136,6 +140,7 @@ def _atom(tokens, i, level):  # -> (Tree, next position)
     if token not in SYMBOLS: _fail(tokens, f"'{token}' is no symbol we know", 'spell it with symbols of mask_match.latex.SYMBOLS, or leave the expression out')
     return Tree(token), i + 1
 
+# %% ../nbs/12_latex.ipynb #52de71de
 def _argument(tokens, i, level, owner):  # -> (row, next position)
     "Read what `owner` needs: a group, or the next atom."
     if level > MAX_DEPTH: _fail(tokens, f'nested deeper than {MAX_DEPTH} levels', 'remove redundant braces or split the expression')
@@ -146,6 +151,7 @@ def _argument(tokens, i, level, owner):  # -> (row, next position)
     tree, i = _atom(tokens, i, level + 1)
     return (tree,), i
 
+# %% ../nbs/12_latex.ipynb #de9e9185
 def _check_brackets(tokens, row):
     "An index ends at its ']': brackets inside it must pair."
     levels = list(accumulate((tree.symbol == '[') - (tree.symbol == ']') for tree in row))
@@ -169,6 +175,7 @@ def _script(tokens, i, level, row):  # -> next position; `row` gets the script
     if part: row[-1:] = [_with(row[-1] if row else Tree(''), relation, part)]
     return i
 
+# %% ../nbs/12_latex.ipynb #64c2f319
 def _above(tokens, i, level, row):  # -> next position; the last symbol of `row` changes
     "Read the converter's `ABOVE {..}` and `ABOVE {\\sqrt} BELOW {..}`."
     if not row: _fail(tokens, f"'ABOVE' has nothing to stand on (token {i})", 'write \\sqrt[n]{..} or \\frac{..}{..}')
@@ -191,6 +198,7 @@ def parse(tokens) -> Tree:  # the root: symbol '', one row 'inside'
 
 _BRACES = dict(inside=('', ''), index=('[', ']'), subscript=('_ {', '}'), superscript=('^ {', '}'))
 
+# %% ../nbs/12_latex.ipynb #fc13499e
 def _write(tree, level, compiles):
     "Tokens of one symbol and all that hangs on it; `compiles` adds the braces that only TeX needs."
     if level > MAX_DEPTH + 2: raise LatexError(f'a tree nested deeper than {MAX_DEPTH} levels; split the expression')
@@ -216,6 +224,7 @@ def canonical(latex: str, repair: bool = False) -> list[str]:
     if not made: _fail(latex, 'nothing is left to write', 'give an expression with at least one symbol')
     return made
 
+# %% ../nbs/12_latex.ipynb #a74d8a66
 def _repaired(tokens):
     "Tokens without the closing braces that close nothing."
     level, kept = 0, []
@@ -237,6 +246,7 @@ def to_latex(tokens) -> str:
         text += (' ' if glued else '') + token
     return text
 
+# %% ../nbs/12_latex.ipynb #906bd0d6
 def is_valid(tokens) -> bool:
     "Whether the tokens are a well-formed expression."
     try: parse(tokens)
@@ -249,6 +259,7 @@ def depth(tokens) -> int:
     def below(tree): return max((1 + max(map(below, row), default=0) for _, row in tree.parts), default=0)
     return below(parse(tokens)) - 1
 
+# %% ../nbs/12_latex.ipynb #77e295f6
 def structure(tokens) -> list[str]:
     "The caption with every symbol replaced by `x`: only its structure is left."
     def bare(tree):
@@ -260,6 +271,7 @@ def structure(tokens) -> list[str]:
 SPECIAL = ('<pad>', '<sos>', '<eos>', '<unk>')
 PAD, SOS, EOS, UNK = range(4)
 
+# %% ../nbs/12_latex.ipynb #e7c4245c
 @dataclass(frozen=True)
 class Vocabulary:
     "Words and their numbers: 0 `<pad>`, 1 `<sos>`, 2 `<eos>`, 3 `<unk>`, then the words sorted."

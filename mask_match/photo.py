@@ -69,6 +69,7 @@ def to_grey(image: Image.Image) -> np.ndarray:  # float32 [H W], 0..255
         return grey*alpha + (0. if is_light else 255.)*(1 - alpha)
     return np.asarray(image.convert('RGB').convert('L'), np.float32)
 
+# %% ../nbs/18_photo.ipynb #748731f4
 def _blur(a, radius):
     "Mean over a box of 2 radius + 1 pixels, borders repeated; by cumulative sums, so any radius costs the same."
     for axis in (0, 1):

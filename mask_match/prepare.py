@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['nearest', 'choose', 'existing', 'writable', 'undone', 'new_folder', 'settings', 'check_start', 'read_captions',
-           'splits_in', 'pack_source', 'source_key', 'synth_key', 'ink_for']
+           'splits_in', 'pack_source', 'packed_split', 'source_key', 'synth_key', 'ink_for']
 
 # %% ../nbs/49_prepare.ipynb #86de5a7c
 import contextlib, difflib, hashlib, json, os, shutil
@@ -12,9 +12,10 @@ from pathlib import Path
 import mask_match
 from .attention import AttentionNet
 from .config import Config, ConfigError, configure, preset, to_dict
-from .data import load_packed, pack, read_split, split_of
+from .data import load_packed, pack, split_of
 from .encoder import make_encoder
 from .finetune import MaskMatch, take_over
+from .inkml import read_inks
 from .latex import Vocabulary
 from .runs import RunError, file_hash
 from .sources import read_sources
@@ -123,12 +124,23 @@ def splits_in(sources, asked: str | None = None) -> list:  # of names
     return [asked] if asked else found or ['train']
 
 def pack_source(sources, splits, folder, captions=None, cutouts: bool = True) -> dict:  # manifests by split
-    "Pack InkML sources into `folder`, one file a split; cut-outs of sub-expressions for train only."
-    made = {}
+    "Pack InkML sources into `folder`, one file a split; cut-outs of sub-expressions for train only; `RunError` where a split has no ink."
+    made, found = {}, {split_of(name) for name, _ in read_sources(*sources, problems=[])}
     for split in splits:
-        inks, report = read_split([str(s) for s in sources], split, captions)
+        inks, report = read_inks(sources, captions, keep=(lambda name: split_of(name) == split) if split in found else None)
+        if not inks:
+            first = f'; the first, {report.rejected[0].name}: {report.rejected[0].reason}' if report.rejected else '; is this the right folder?'
+            raise RunError(f"{', '.join(map(str, sources))}: none of {report.n_in} files could be used for split '{split}'{first}")
         made[split] = pack(inks, Path(folder)/f'{split}.safetensors', split, report.rejected, cutouts and split == 'train')
     return made
+
+def packed_split(data, split: str, captions, folder) -> Path:
+    "The folder with a packed split: `data` where it is packed ink, else `folder`, into which the split of the InkML in `data` is packed."
+    packed = sorted(p.stem for p in existing(data).glob('*.safetensors')) if Path(data).is_dir() else []
+    if not packed: pack_source([data], splits_in([data], split), folder, captions, cutouts=False)
+    else: choose(f'split in {data}', split, packed)
+    if packed and captions: raise RunError(f'{data} is packed already, with its captions; give --captions with InkML only')
+    return Path(data if packed else folder)
 
 # %% ../nbs/49_prepare.ipynb #53ba5d3e
 def source_key(data) -> str:  # 12 hexadecimal digits
@@ -152,7 +164,7 @@ def ink_for(config: Config, data, out, say=lambda text: None) -> Path:  # a fold
     cutouts = config.finetune.cutout_share > 0
     folder = Path(out).absolute().parent/f"ink-{source_key(data) if data else synth_key(config)}{'-cutouts' if cutouts else ''}"
     if (folder/'train.safetensors').exists(): return folder
-    say(f'packing ink into {folder}')
     splits = [s for s in splits_in([data]) if s in ('train', 'validation')] or ['train'] if data else []
     with new_folder(folder) as temporary: pack_source([data], splits, temporary, cutouts=cutouts) if data else make_splits(config, temporary)
+    say(f'the ink is packed in {folder}')
     return folder

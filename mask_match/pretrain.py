@@ -32,6 +32,17 @@ def sample_matches(matches: torch.Tensor,            # [m 3]: expression, cell o
     device = generator.device if generator is not None else matches.device
     return matches[torch.randperm(len(matches), generator=generator, device=device)[:n].to(matches.device)]
 
+# %% ../nbs/24_pretrain.ipynb #f42bd2ba
+def _head(d, config, *norm):
+    return nn.Sequential(nn.Linear(d, config.hidden), *norm, nn.ReLU(inplace=True), nn.Linear(config.hidden, config.projection))
+
+def _matched(features, is_ink, affine, stride, most, generator):
+    "Features of matched cells of both views [m d], twice, with their expression and their cell of view 2 [m]."
+    matches = match_cells(affine[:, 0], affine[:, 1], features.shape[-2:], stride, is_ink[:, 0], is_ink[:, 1])
+    expression, cell1, cell2 = sample_matches(matches, most, generator).unbind(1)
+    rows = features.flatten(3).transpose(2, 3)    # [b v n d]
+    return rows[expression, 0, cell1], rows[expression, 1, cell2], expression, cell2, len(matches)
+
 # %% ../nbs/24_pretrain.ipynb #e67ab04e
 class Pretrainer(nn.Module):
     "Encoder with projection heads; `forward` gives the loss of a batch of view pairs."
@@ -40,8 +51,8 @@ class Pretrainer(nn.Module):
         self.encoder, self.config, d = encoder, config, encoder.width
         if not 0 <= config.local_weight <= 1: raise ValueError(f'local_weight {config.local_weight} is outside 0 (global only) to 1 (local only)')
         self.global_head = self.local_head = None
-        if config.local_weight < 1: self.global_head = nn.Sequential(nn.Linear(d, config.hidden), nn.BatchNorm1d(config.hidden), nn.ReLU(inplace=True), nn.Linear(config.hidden, config.projection))
-        if config.local_weight > 0: self.local_head = nn.Sequential(nn.Linear(d, config.hidden), nn.ReLU(inplace=True), nn.Linear(config.hidden, config.projection))
+        if config.local_weight < 1: self.global_head = _head(d, config, nn.BatchNorm1d(config.hidden))
+        if config.local_weight > 0: self.local_head = _head(d, config)
 
     def global_loss(self, z1, z2):  # scalar
         "The global loss that the configuration names, for projected vectors [b d] of both views."
@@ -51,27 +62,18 @@ class Pretrainer(nn.Module):
         if c.global_loss == 'vicreg': return vicreg(z1, z2, c.vicreg_invariance, c.vicreg_variance, c.vicreg_covariance)
         raise ValueError(f"global_loss is ntxent, barlow or vicreg; got '{c.global_loss}'")
 
-    def cells(self, features, is_ink, affine, generator):
-        "Features of matched cells of both views [m d], twice, with their expression and their cell of view 2 [m]."
-        h, w = features.shape[-2:]
-        matches = match_cells(affine[:, 0], affine[:, 1], (h, w), self.encoder.stride, is_ink[:, 0], is_ink[:, 1])
-        expression, cell1, cell2 = sample_matches(matches, self.config.local_cells, generator).unbind(1)
-        rows = features.flatten(3).transpose(2, 3)    # [b v n d]
-        return rows[expression, 0, cell1], rows[expression, 1, cell2], expression, cell2, len(matches)
-
     def forward(self, image, sizes, affine, is_ink, generator=None):
         "Loss and logs of views [b 2 1 H W] with true sizes [b 2 2], maps ink -> pixel [b 2 2 3] and ink cells [b 2 h w]."
         weight, loss, logs = self.config.local_weight, 0., {}
         features = self.encoder(image.flatten(0, 1)).unflatten(0, (-1, 2))    # [b v d h w]
         if self.global_head is not None:
-            h, w = features.shape[-2:]
-            is_pad = cell_pad(sizes.flatten(0, 1), h, w, self.encoder.stride)
+            is_pad = cell_pad(sizes.flatten(0, 1), *features.shape[-2:], self.encoder.stride)
             health = pool_ink(features.flatten(0, 1), is_ink.flatten(0, 1), is_pad)    # [b*v d]
             first, second = self.global_head(health).unflatten(0, (-1, 2)).unbind(1)
             logs['global'] = self.global_loss(first, second)
             loss = loss + (1 - weight) * logs['global']
         if self.local_head is not None:
-            cells1, cells2, expression, place, n_matched = self.cells(features, is_ink, affine, generator)
+            cells1, cells2, expression, place, n_matched = _matched(features, is_ink, affine, self.encoder.stride, self.config.local_cells, generator)
             c1, c2 = self.local_head(torch.cat([cells1, cells2])).chunk(2)
             logs |= {'local': dense_info_nce(c1, c2, expression, self.config.local_temperature, place), 'matched_cells': float(n_matched)}
             loss = loss + weight * logs['local']

@@ -35,8 +35,8 @@ def to_picture(array) -> Image.Image:
         if not np.isfinite(a).all(): raise ImageError('the array has pixels that are not finite numbers (nan or inf); repair them first')
         a = a*255 if a.max() <= 1 else a
     if a.dtype == np.uint16 and a.ndim == 2: return Image.fromarray(a)
-    if a.dtype.kind not in 'uif' or a.min() < 0 or a.max() > 255:
-        raise ImageError(f'pixels are 0..255 or 0..1; got {a.dtype} from {a.min()} to {a.max()}; scale them')
+    if a.dtype.kind not in 'uif': raise ImageError(f'pixels are numbers; got an array of {a.dtype}; convert it to uint8')
+    if a.min() < 0 or a.max() > 255: raise ImageError(f'pixels are 0..255 or 0..1; got {a.min()} to {a.max()}; scale them')
     return Image.fromarray(a.astype(np.uint8))
 
 def ink_file(path) -> bytes | None:

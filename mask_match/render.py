@@ -82,6 +82,7 @@ def _walk(points, starts, sizes, step):
     begin = np.flatnonzero(is_begin)
     return walked[:, begin], walked[:, begin + 1]
 
+# %% ../nbs/11_render.ipynb #d514d771
 def _coverage(a, b, corner, reach, r):
     "How much of each pixel of a `reach` x `reach` window at `corner` the pen covers on its way from a to b [2 n]: uint8 [reach reach n]."
     along = b - a
@@ -100,6 +101,7 @@ def _coverage(a, b, corner, reach, r):
     d *= 255; d += 0.5
     return d.astype(np.uint8)
 
+# %% ../nbs/11_render.ipynb #b112ec9d
 def _draw(points, starts, sizes, size, pen_width):
     r = np.float32(0.5*pen_width + 0.5)
     reach = math.ceil(2*r + 1)

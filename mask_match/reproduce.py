@@ -37,7 +37,7 @@ def need_papermill():
         warnings.simplefilter('ignore')  # tqdm warns where ipywidgets is missing
         try: import papermill
         except ImportError:
-            raise ReproduceError("papermill, which runs the notebooks, is not installed: `make install` in a clone, or `pip install mask_match[dev]`") from None
+            raise ReproduceError('papermill, which runs the notebooks, is missing: `make install` in a clone, or `pip install mask_match[dev]`') from None
     return papermill
 
 # %% ../nbs/60_reproduce.ipynb #f810d8f2
@@ -50,7 +50,7 @@ def signature(notebook) -> dict:  # default values by name
     "Read the parameters of a notebook; a missing tag or anything but literals raises `ReproduceError`."
     tagged = [c['source'] for c in read_cells(notebook) if 'parameters' in c['tags']]
     if len(tagged) != 1:
-        raise ReproduceError(f"{notebook}: {len(tagged)} cells are tagged `parameters`, one is needed; tag the cell with the defaults (in JupyterLab: cell tags)")
+        raise ReproduceError(f"{notebook}: {len(tagged)} cells are tagged `parameters`, one is needed; tag the cell with the defaults")
     found = {}
     for statement in ast.parse(tagged[0]).body:
         target = statement.targets[0] if isinstance(statement, ast.Assign) and len(statement.targets) == 1 else getattr(statement, 'target', None)
@@ -258,7 +258,7 @@ def graph(preset='quick', data=None, runs=None, figures=None, seed=None, overrid
     root, config = project_root(), preset_called(preset)
     folder = root/'nbs'/'experiments'
     if not folder.is_dir():
-        raise ReproduceError(f'{root} is not a clone of mask_match: the experiments are notebooks, not part of the library; clone the repository and run this in it')
+        raise ReproduceError(f'{root} is not a clone of mask_match: the experiments are notebooks, not part of the library; clone it and run this there')
     data = data or (os.environ.get('MASK_MATCH_CROHME') if config.data.source == 'crohme' else None)
     if data is None and config.data.source == 'crohme':
         raise ReproduceError(f"preset '{preset}' learns from CROHME ink: say where it is with --data, or set MASK_MATCH_CROHME")

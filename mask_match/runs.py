@@ -69,26 +69,33 @@ def provenance() -> dict:
         try: versions[name] = version(name)
         except PackageNotFoundError: versions[name] = 'not installed'
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
-    return dict(commit=_git('rev-parse', 'HEAD') or 'unknown', changed_files=len(_git('status', '--porcelain', '-uno').splitlines()), python=platform.python_version(), versions=versions,
-                processor=_processor(), cores=os.cpu_count(), threads=torch.get_num_threads(), gpus=gpus, date=time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime()))
+    return dict(commit=_git('rev-parse', 'HEAD') or 'unknown', changed_files=len(_git('status', '--porcelain', '-uno').splitlines()),
+                python=platform.python_version(), versions=versions, processor=_processor(), cores=os.cpu_count(), threads=torch.get_num_threads(),
+                gpus=gpus, date=time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime()))
 
 def seed_everything(seed: int):
     "Seed Python, numpy and torch."
     random.seed(seed); np.random.seed(seed % 2**32); torch.manual_seed(seed)
 
+# %% ../nbs/01_runs.ipynb #6f3ecfc4
+def _open(folder, config, matters):
+    "The config of the run in `folder`, stored there when the run is new."
+    path = folder/'config.json'
+    if path.exists():
+        stored = from_dict(json.loads(path.read_text()))
+        other = [] if config is None else [k for k, v in to_dict(stored).items() if v != to_dict(config)[k] and (matters is None or k in matters)]
+        if other: raise RunError(f"{folder}: holds a run with another config (it differs in {', '.join(other)}); choose another --out or remove the folder")
+        return stored
+    if config is None: raise RunError(f'{folder}: not a run folder (no config.json)')
+    write_json(path, to_dict(config)); write_json(folder/'environment.json', provenance())
+    return config
+
 # %% ../nbs/01_runs.ipynb #15b2d596
 class Run:
     "One training or evaluation, as a folder; `matters` names the settings that a resumed run must share (None: all)."
     def __init__(self, folder, config: Config | None = None, matters: tuple | None = None):
-        self.folder = Path(folder); path = self.folder/'config.json'
-        if path.exists():
-            stored = from_dict(json.loads(path.read_text()))
-            other = [] if config is None else [k for k, v in to_dict(stored).items() if v != to_dict(config)[k] and (matters is None or k in matters)]
-            if other: raise RunError(f"{self.folder}: holds a run with another config (it differs in {', '.join(other)}); choose another --out or remove the folder")
-            config = stored
-        elif config is None: raise RunError(f'{self.folder}: not a run folder (no config.json)')
-        else: write_json(path, to_dict(config)); write_json(self.folder/'environment.json', provenance())
-        self.config = config
+        self.folder = Path(folder)
+        self.config = _open(self.folder, config, matters)
 
     def bind(self, **inputs):
         "Note what the run is made from (data hash, start weights); on a resumed run anything else raises `RunError`."

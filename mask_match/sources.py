@@ -84,12 +84,14 @@ def _archive(path, name):
     except _read_errors as e: found.append((name, InkError(name, f'unreadable archive ({_brief(e)})', 'download it again, or unpack it and give the folder')))
     return sorted(found, key=lambda f: f[0])
 
+# %% ../nbs/06_sources.ipynb #be41f22b
 def _is_archive(path):
     with contextlib.suppress(OSError), open(path, 'rb') as f: return _archive_head.match(f.read(8)) is not None or tarfile.is_tarfile(path)
     return False
 
 def _readable(name): return name.replace('\\', '/').encode('utf-8', 'surrogateescape').decode('utf-8', 'replace')
 
+# %% ../nbs/06_sources.ipynb #f5e7dcc9
 def _source(source):
     "(name, bytes or InkError) of everything in one folder, archive or file."
     path, name = Path(source), str(source)

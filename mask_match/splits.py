@@ -34,7 +34,9 @@ def _captions(path):
     return [packed.caption(i) for i in range(len(packed))]
 
 def _crohme_splits(config, folder, source):
-    if source is None: raise RunError(f"preset '{config.preset}' learns from CROHME ink and none was found: give it with --data, or set MASK_MATCH_CROHME to the folder or archive")
+    if source is None:
+        raise RunError(f"preset '{config.preset}' learns from CROHME ink and none was found: "
+                       f"give it with --data, or set MASK_MATCH_CROHME to the folder or archive")
     made = {}
     for split in ('train', 'validation', test_split(config)):
         inks, report = read_split(source, split)

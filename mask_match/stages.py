@@ -104,7 +104,8 @@ def stage_maps(run: Run, inks: list) -> tuple[list, list]:  # images uint8 [H W]
     "Draw inks and compute where a finished stage looks: feature energy (s = 1) after stage 1, slots' maps after stages 2 and 3."
     config, tensors = run.config, load_tensors(run.path('weights.safetensors'))[0]
     encoder = make_encoder(config.encoder).eval()
-    parts = dict(encoder=encoder, attention=AttentionNet(encoder.width, config.attend.slots).eval()) if any(k.startswith('attention.') for k in tensors) else dict(encoder=encoder)
+    parts = dict(encoder=encoder)
+    if any(k.startswith('attention.') for k in tensors): parts['attention'] = AttentionNet(encoder.width, config.attend.slots).eval()
     torch.nn.ModuleDict(parts).load_state_dict(tensors)
     images = [render(ink.traces, config.render) for ink in inks]
     maps = []

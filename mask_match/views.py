@@ -78,5 +78,7 @@ def photometric(image, generator=None, sigma: float = 0.9, noise: float = 0.06, 
     strength = lambda high: _per_sample(b, 0, high, generator, image.device)
     if sigma: image = blur(image, strength(sigma))
     if contrast: image = image*(1 - strength(contrast))
-    if noise: image = image + strength(noise)*torch.randn(image.shape, generator=generator, device=image.device if generator is None else generator.device).to(image)
+    if noise:
+        device = image.device if generator is None else generator.device
+        image = image + strength(noise)*torch.randn(image.shape, generator=generator, device=device).to(image)
     return image.clamp(0, 1)

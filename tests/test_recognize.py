@@ -113,7 +113,8 @@ def test_read_all_keeps_the_order(reader, files, tmp_path):
     with pytest.raises(ImageError): reader(sources)
 
 def test_doubts_are_said(reader):
-    long = dataclasses.replace(INKS['root'], traces=tuple(np.concatenate([t + (0, 0), t + (1e5, 0)]) if i == 0 else t for i, t in enumerate(INKS['root'].traces)))
+    wide = max(t[:, 0].max() for t in INKS['root'].traces)
+    long = dataclasses.replace(INKS['root'], traces=tuple(t + np.float32([1.2*wide*k, 0]) for k in range(12) for t in INKS['root'].traces))
     assert any('scaled down' in w for w in reader(long).warnings)
     assert room.doubts(np.zeros((40, 60)), ['x', '^'], False, RenderConfig()) and not room.doubts(np.zeros((40, 60)), ['x'], True, RenderConfig())
 
