@@ -33,7 +33,6 @@ def readme(root=ROOT) -> str:
         kept.append(cell)
     nb.cells = kept
     exporter = MarkdownExporter()
-    exporter.register_preprocessor('nbconvert.preprocessors.ExtractOutputPreprocessor', enabled=True)
     text, extra = exporter.from_notebook_node(nb, resources={'output_files_dir': 'figures', 'unique_key': 'readme'})
     for name, data in sorted(extra.get('outputs', {}).items()): (root/name).write_bytes(data)
     text = re.sub(r'```python\n\s*```\n', '', text)
