@@ -241,5 +241,6 @@ def stream(packed, vocabulary, config: Config, fit: FitConfig, start=0, with_vie
         mine = list(range(rank, len(epoch)//world*world, world)) if len(epoch) >= world else [rank % len(epoch)]
         if number + len(mine) > start:
             rest = torch.utils.data.Subset(epoch, mine[max(start - number, 0):])
-            yield from torch.utils.data.DataLoader(rest, batch_size=None, num_workers=fit.workers)
+            own = torch.Generator()  # else making a loader would draw from the random state that dropout draws from
+            yield from torch.utils.data.DataLoader(rest, batch_size=None, num_workers=fit.workers, generator=own)
         number += len(mine); k += 1
