@@ -34,7 +34,6 @@ def is_expected(error: BaseException) -> bool:
 
 # %% ../nbs/61_cli.ipynb #d4ac3cd7
 def _is_first(): return int(os.environ.get('LOCAL_RANK', 0)) == 0  # only the first of several processes speaks
-
 def say(*words):
     "A line for the person at the terminal (standard error)."
     if _is_first(): print(*words, file=sys.stderr, flush=True)
@@ -89,11 +88,13 @@ def run_data(args):
 def check_run(out, config, stage):
     "Refuse a folder that holds something else than this run, or nothing."
     from mask_match.runs import Run, RunError
-    try: records = Run(out, config, ('seed', 'encoder', stage)).records() if (out/'config.json').exists() else []
+    try:
+        run = Run(out, config, ('seed', 'encoder', stage)) if (out/'config.json').exists() else None
+        done = max((r['step'] for r in run.records()), default=0) if run else 0
     except (json.JSONDecodeError, TypeError) as e:
         raise RunError(f'{out}: its config.json or log.jsonl is damaged ({explain(e)}); choose another --out or remove the folder') from None
     if not (out/'config.json').exists() and out.is_dir() and any(out.iterdir()): raise CliError(f'{out} holds files but no run; give a new folder with --out')
-    if records: say(f"{out}: continues; {records[-1]['step']} of {getattr(config, stage).fit.steps} steps are in its log")
+    if run: say(f"{out}: {'is finished' if run.is_done else f'continues; {done} of {getattr(config, stage).fit.steps} steps are in its log'}")
 
 def run_stage(args):
     "Run one training stage, or continue it."

@@ -138,7 +138,7 @@ def packed_split(data, split: str, captions, folder) -> Path:
     "The folder with a packed split: `data` where it is packed ink, else `folder`, into which the split of the InkML in `data` is packed."
     packed = sorted(p.stem for p in existing(data).glob('*.safetensors')) if Path(data).is_dir() else []
     if not packed: pack_source([data], splits_in([data], split), folder, captions, cutouts=False)
-    else: choose(f'split in {data}', split, packed)
+    elif split not in packed: raise RunError(f"{data}: no split '{split}'{nearest(split, packed)}")
     if packed and captions: raise RunError(f'{data} is packed already, with its captions; give --captions with InkML only')
     return Path(data if packed else folder)
 
