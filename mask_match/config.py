@@ -246,16 +246,16 @@ def quick():
     return Config(preset='quick', data=DataConfig(grammar='small', n_train=8000, n_validation=300, n_test=500),
                   encoder=EncoderConfig(width=128), decoder=DecoderConfig(heads=4, layers=2, feedforward=384, dropout=0.1, max_tokens=24),
                   pretrain=PretrainConfig(fit=replace(fit, steps=60, log_every=5)), attend=AttendConfig(fit=replace(fit, steps=60, log_every=5)),
-                  finetune=FinetuneConfig(cutout_share=0.5, cutout_end=0.1, fit=replace(fit, steps=1200, evaluate_every=300)))
+                  finetune=FinetuneConfig(cutout_share=0.5, cutout_end=0.1, fit=replace(fit, steps=2800, evaluate_every=400)))
 
 # %% ../nbs/00_config.ipynb #9d860477
 def cpu():
     "One to two hours on two CPU cores: real CROHME ink, compact encoder."
     fit = FitConfig(batch_pixels=500_000, batch_max=64, weight_decay=0.05)
     return Config(preset='cpu', data=DataConfig(source='crohme'), encoder=EncoderConfig(width=192),
-                  decoder=DecoderConfig(heads=6, layers=2, feedforward=768, dropout=0.1),
-                  pretrain=PretrainConfig(fit=replace(fit, steps=400)), attend=AttendConfig(fit=replace(fit, steps=400)),
-                  finetune=FinetuneConfig(cutout_share=0.8, cutout_end=0.2, fit=replace(fit, steps=8000, evaluate_every=1000, checkpoint_every=500)))
+                  decoder=DecoderConfig(heads=6, layers=2, feedforward=768, dropout=0.2),
+                  pretrain=PretrainConfig(fit=replace(fit, steps=600)), attend=AttendConfig(fit=replace(fit, steps=600)),
+                  finetune=FinetuneConfig(cutout_share=0.5, cutout_end=0.2, fit=replace(fit, steps=18_000, evaluate_every=1500, checkpoint_every=500)))
 
 def paper():
     "The full-size system on one GPU."

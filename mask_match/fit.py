@@ -7,7 +7,7 @@ __all__ = ['learning_rate', 'make_optimizer', 'update_average', 'pack_state', 'u
            'make_fabric', 'fit']
 
 # %% ../nbs/23_fit.ipynb #3ba7e638
-import copy, math, time
+import copy, math, os, time
 from collections.abc import Callable, Iterator
 import torch
 from lightning_fabric import Fabric
@@ -75,7 +75,9 @@ class Stepper(nn.Module):
     def forward(self, batch, progress, generator): return self.step(self.model, batch, progress, generator)
 
 def make_fabric(config: Config, fit: FitConfig) -> Fabric:
-    "A launched Fabric for this config: GPUs where there are any, else CPU processes."
+    """A launched Fabric for this config: GPUs where there are any, else CPU processes.
+    On the CPU every batch shape has its own compiled convolutions; the default cache of 1,024 would make most of them anew at each epoch."""
+    os.environ.setdefault('ONEDNN_PRIMITIVE_CACHE_CAPACITY', '16384')  # read by oneDNN at the first convolution
     if not torch.cuda.is_available(): torch.set_num_threads(config.threads)
     accelerator, strategy = 'cuda' if torch.cuda.is_available() else 'cpu', 'ddp' if config.devices > 1 else 'auto'
     fabric = Fabric(accelerator=accelerator, devices=config.devices, precision=fit.precision, strategy=strategy)
