@@ -114,7 +114,7 @@ def read_split(sources, split: str, captions: dict | None = None):  # (inks, rep
     "Ink of one split: files in folders that belong to `split`; where no folder does, all ink of the sources."
     from mask_match.inkml import read_inks, read_sources
     sources = [sources] if isinstance(sources, (str, Path)) else list(sources)
-    ours = any(split_of(name) == split for name, _ in read_sources(*sources))
+    ours = any(split_of(name) == split for name, _ in read_sources(*sources, problems=[]))
     return read_inks(sources, captions, keep=(lambda name: split_of(name) == split) if ours else None)
 
 # %% ../nbs/14_data.ipynb #0905a43c

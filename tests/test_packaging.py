@@ -1,5 +1,5 @@
 "What a user installs: a wheel that works alone, pins that agree, an import that does nothing."
-import configparser, os, re, shutil, subprocess, sys, sysconfig, zipfile
+import configparser, json, os, re, shutil, subprocess, sys, sysconfig, zipfile
 from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
@@ -172,3 +172,12 @@ assert not seen, seen
 assert threading.active_count() == threads'''
     done = run(sys.executable, script, ROOT/'tests')
     assert done.returncode == 0, done.stderr
+
+def test_the_data_manifest_is_of_this_ink(crohme):
+    "The fingerprints that results refer to are those of the CROHME ink at hand."
+    from mask_match.splits import fingerprint
+    wanted = json.loads((ROOT/'data'/'manifest.json').read_text())['crohme2016']
+    found = fingerprint(crohme)
+    same = [split for split in wanted if found.get(split, {}).get('files') == wanted[split]['files']]
+    if not same: pytest.skip(f'this is another CROHME package than that of data/manifest.json: {found}')
+    assert {split: found[split] for split in same} == {split: wanted[split] for split in same}
