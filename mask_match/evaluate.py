@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 import torch
 from .config import Config, config_hash
-from .data import Epoch, Packed, load_packed, pack, read_split
+from .data import Epoch, Packed, load_packed, pack, read_split, rejected_records
 from .finetune import MaskMatch, load_model, read_batch, save_model
 from .latex import Vocabulary
 from .metrics import score
@@ -27,7 +27,7 @@ def predict(model: MaskMatch, vocabulary: Vocabulary, config: Config, packed: Pa
         say(len(read), len(packed))
     made = [dict(name=n, truth=packed.caption(i), prediction=vocabulary.decode(read[n].ids), score=read[n].score, finished=read[n].finished)
             for i, n in enumerate(packed.names)]
-    return made + [dict(name=name, truth=['?'], prediction=None, reason=reason) for name, reason in packed.manifest['rejected']]
+    return made + rejected_records(packed)
 
 def write_predictions(path, records: list):
     "Write records as JSON lines, atomically."
@@ -54,8 +54,11 @@ def evaluate(data, split: str, weights, beam: int = 5, predictions=None, caption
     model, vocabulary, config, _ = load_model(weights)
     packed = open_split(data, split, captions)
     records = predict(model, vocabulary, config, packed, beam, say)
-    if predictions: write_predictions(predictions, records)
-    return dict(score(records, split), beam=beam, weights_sha256=file_hash(weights), seconds=round(time.perf_counter() - start, 2))
+    with tempfile.TemporaryDirectory() as folder:
+        path = predictions or Path(folder)/'predictions.jsonl'
+        write_predictions(path, records)
+        made = score(read_predictions(path), split)
+    return dict(made, beam=beam, weights_sha256=file_hash(weights), seconds=round(time.perf_counter() - start, 2))
 
 # %% ../nbs/51_evaluate.ipynb #509b4143
 def card_of(run: Run, data: str, licence: str) -> dict:
