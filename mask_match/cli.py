@@ -75,9 +75,11 @@ def run_synth(args):
 
 def run_data(args):
     "Pack InkML."
-    from mask_match.prepare import new_folder, pack_source, read_captions, splits_in, writable
+    from mask_match.prepare import homeless, new_folder, pack_source, read_captions, splits_in, writable
     if args.split and not re.fullmatch(r'[\w-]+', args.split): raise CliError(f"'{args.split}' is no name for a split; use letters, digits, - and _")
     out, captions, splits = writable(args.out, folder=True), read_captions(args.captions), splits_in(args.sources, args.split)
+    if not args.split and (left := homeless(args.sources, splits)):
+        raise CliError(f'{len(left)} files are in folders of no known split (first: {left[0]}); pack them by a call of their own with --split NAME, or leave them out')
     with new_folder(out) as folder: made = pack_source(args.sources, splits, folder, captions)
     for split, m in made.items():
         show(f"{split}: {m['n_in']} inks, {m['n_out']} packed, {len(m['rejected'])} rejected -> {out/split}.safetensors")

@@ -70,8 +70,10 @@ class Packed:
             if name not in tensors: raise RunError(f"{path}: not a packed split (no '{name}'); make one with `mask-match data`")
             setattr(self, name, tensors[name].numpy())
         self.trace_starts, self.ink_starts = (np.r_[0, e[:-1]] for e in (self.trace_ends, self.ink_ends))
-        self.infos = [json.loads(self.text[a:b].tobytes()) for a, b in zip(np.r_[0, self.text_ends[:-1]], self.text_ends)]
-        self.names = [i['name'] for i in self.infos]
+        try:
+            self.infos = [json.loads(self.text[a:b].tobytes()) for a, b in zip(np.r_[0, self.text_ends[:-1]], self.text_ends)]
+            self.names = [i['name'] for i in self.infos]
+        except (ValueError, TypeError, KeyError): raise RunError(f'{path}: the text of this packed split is damaged; make it again with `mask-match data`') from None
         self.low, self.high = np.minimum.reduceat(self.points, self.trace_starts), np.maximum.reduceat(self.points, self.trace_starts)  # boxes of the traces
 
     def __len__(self): return len(self.ink_ends)
