@@ -194,7 +194,11 @@ def run_info(args):
     except RunError as e: return show(f'weights: {e}')
     for path in sorted(folder.glob('*.safetensors')):
         show(f'weights: {path.name}, {path.stat().st_size/1e6:.1f} MB, sha256 {file_hash(path)[:12]}')
-        for key, value in load_tensors(path)[1].get('card', {}).items(): show(f'  {key}: {value}')
+        for key, value in load_tensors(path)[1].get('card', {}).items():
+            if not isinstance(value, (dict, list)): show(f'  {key}: {value}')
+        beside = path.with_suffix('.json')
+        for m in json.loads(beside.read_text())['metrics'] if beside.exists() else []:
+            show(f"  {m['split']}: ExpRate {m['exprate']:.4f} (95 % interval {m['ci95']['exprate'][0]:.4f} to {m['ci95']['exprate'][1]:.4f}), n {m['n']}, beam {m['beam']}")
 
 # %% ../nbs/61_cli.ipynb #eb2d50b3
 class Parser(argparse.ArgumentParser):
