@@ -13,8 +13,10 @@ import torch
 from .latex import EOS, PAD, SOS, SPECIAL, SYMBOLS, Vocabulary
 
 # %% ../nbs/39_automaton.ipynb #a3900008
-POP, LEVELS, FORBIDDEN = '<pop>', 16, 10_000  # the innermost group closes; most groups inside each other (CROHME: 5); no shortest way is that long
-JOINED = ('log', 'lim')                       # a caption writes them as one word
+POP = '<pop>'            # the innermost group closes
+LEVELS = 16              # most groups inside each other; CROHME has 5
+FORBIDDEN = 10_000       # tokens; no shortest way to the end is that long
+JOINED = 'log', 'lim'    # a caption writes them as one word
 
 def symbol(state, top, token, opening, closing, words):  # brackets and words in reading order
     "Reading a symbol: in the index of a root brackets pair, and no joined word is spelled in letters."
@@ -28,7 +30,8 @@ def symbol(state, top, token, opening, closing, words):  # brackets and words in
     return f"base {next((end for end in ends if any(w.startswith(end) for w in words)), '')}".strip(), ''
 
 # %% ../nbs/39_automaton.ipynb #a3900009
-AFTER = dict(subscript='low', superscript='high', numerator='denominator {', denominator='base', radicand='base', index='radicand {')
+AFTER = dict(subscript='low', superscript='high', denominator='base', radicand='base',
+             numerator='denominator {', index='radicand {')
 SCRIPTS = {'_': 'subscript {', '^': 'superscript {'}
 
 def forward(state, top, token):  # state, kind of the innermost open group or '', word
@@ -40,7 +43,8 @@ def forward(state, top, token):  # state, kind of the innermost open group or ''
         return (SCRIPTS[token], '') if fits else None
     if token == '\\frac': return 'numerator {', ''
     if token == '\\sqrt': return 'root', ''
-    if top in AFTER and token == (']' if top == 'index' else '}'): return None if state == 'start' else (AFTER[top], POP)
+    if top in AFTER and token == (']' if top == 'index' else '}'):
+        return None if state == 'start' else (AFTER[top], POP)
     if token == SPECIAL[EOS]: return None if state == 'start' or top else ('end', '')
     return symbol(state, top, token, '[', ']', JOINED)
 
@@ -62,14 +66,15 @@ def backward(state, top, token):  # state, kind of the innermost open group or '
 
 # %% ../nbs/39_automaton.ipynb #a3900010
 def fewest(words):  # words of the vocabulary; returns per direction (state -> tokens, kind of group -> tokens)
-    "Fewest tokens that a row needs in each state (0 if not listed), and that each open group needs to close with all it owes."
+    "Fewest tokens that a state needs to complete its row (0 if not listed), and an open group with all it owes."
     def n(*tokens): return sum(1 if token in words else FORBIDDEN for token in tokens)
     x = 1 if (SYMBOLS - {'[', ']'}) & set(words) else FORBIDDEN                 # any symbol
     group = n('{', '}') + x
     left = dict.fromkeys(('subscript', 'superscript', 'radicand', 'denominator'), n('}'))
     left |= dict(numerator=n('}') + group, index=n(']') + group, bracket=n(']'))
-    states = {'start': x, 'root': group} | {kind + ' {': n('{') + x + left[kind] for kind in left if kind not in ('index', 'bracket')}
-    other = {'group _': min(n('\\sqrt'), n('}', '{', '\\frac') + x)}            # the owner of a group that was just read
+    states = {'start': x, 'root': group}
+    states |= {kind + ' {': n('{') + x + left[kind] for kind in left if kind not in ('index', 'bracket')}
+    other = {'group _': min(n('\\sqrt'), n('}', '{', '\\frac') + x)}           # the owner of a group that was just read
     other['group ^'] = min(other['group _'], n('_') + x)
     other['group'] = min(other['group ^'], n('^') + x)
     right = {kind: n('{') + tokens for kind, tokens in other.items()}
@@ -87,19 +92,21 @@ def reachable(rule, words) -> list:
         if not more and not opened: return states
         states, kinds = states + sorted(more), kinds | opened
 
-def moves_of(rule, row_needs, group_needs, states, words, first):  # fewest() of this direction; number of its first state
-    "All moves of one direction: yields (state, kind, full, word, move) as numbers, move = (state, bits off, bits on, kind, cost)."
+def moves_of(rule, row_needs, group_needs, states, words, first):  # fewest() of this direction, number of a first state
+    "All moves of one direction as numbers: ((full, state, kind, word), (state, bits off, bits on, kind, cost))."
     kinds, number = ['', *group_needs], {'end': 0} | {state: first + i for i, state in enumerate(states)}
-    for state, (t, top), (w, word), full in itertools.product(states, enumerate(kinds), enumerate(words), (0, 1)):
+    def needs(state, top):                                      # a bracket is a base itself: it ends the wait for one
+        return 0 if top == 'bracket' and state in ('^', '_') else row_needs.get(state, 0)
+    for full, state, (t, top), (w, word) in itertools.product((0, 1), states, enumerate(kinds), enumerate(words)):
         move = rule(state, top, word)
         if move is None or move[0] not in number: continue
-        after, change = move
-        opens = '' if change == POP else change
-        if full and change != POP and (opens or after.endswith('{') or after == 'root'): continue   # no level left
-        needs = row_needs.get(after, 0) + group_needs.get(opens, 0)
-        cost = needs - row_needs.get(state, 0) - (group_needs[top] if change == POP else 0)
-        if needs >= FORBIDDEN or change == POP and group_needs[top] >= FORBIDDEN: continue
-        yield number[state], t, full, w, (number[after], 3*(change == POP), 3*bool(opens), kinds.index(opens), cost)
+        after, closes, opens = move[0], move[1] == POP, move[1].replace(POP, '')
+        if full and not closes and (opens or after.endswith('{') or after == 'root'): continue          # no level left
+        there = needs(after, '' if closes else opens or top) + group_needs.get(opens, 0)
+        here = needs(state, top) + (group_needs[top] if closes else 0)
+        if max(here, there) < FORBIDDEN:
+            change = 3*closes, 3*bool(opens), kinds.index(opens), there - here
+            yield (full, number[state], t, w), (number[after], *change)
 
 # %% ../nbs/39_automaton.ipynb #a3900013
 @dataclass(frozen=True, eq=False)
@@ -112,19 +119,23 @@ class Automaton:
     @classmethod
     def of(cls, vocabulary: Vocabulary):
         "The automaton of a vocabulary; its words without a place in a caption are never written."
-        words, rules = vocabulary.words, (forward, backward)
-        states = [reachable(rule, words) for rule in rules]
-        firsts, n = (1, 1 + len(states[0])), 1 + len(states[0]) + len(states[1])                   # state 0: the caption has ended
-        if fewest(words)[0][0]['start'] >= FORBIDDEN: raise ValueError(f'no word of this vocabulary is a symbol: {words[4:9]}; build it from captions')
-        cost, moves = torch.full((2, n, 8, len(words)), FORBIDDEN, dtype=torch.int16), torch.zeros(2, n, 8, len(words), 5, dtype=torch.long)
-        for rule, needs, known, first, end in zip(rules, fewest(words), states, firsts, (EOS, SOS)):
-            found = list(moves_of(rule, *needs, known, words, first))
-            s, t, full, w = torch.tensor([x[:4] for x in found]).unbind(1)
-            moves[full, s, t, w] = torch.tensor([x[4] for x in found])
-            cost[full, s, t, w] = torch.where(w == end, -1, moves[full, s, t, w, 4]).short()
-        return cls(cost.flatten(0, 2), moves.flatten(0, 2), 8*torch.tensor([0, *firsts]))
+        words, needs, number = vocabulary.words, fewest(vocabulary.words), 1      # state 0: the caption has ended
+        if needs[0][0]['start'] >= FORBIDDEN:
+            raise ValueError(f'no word of this vocabulary is a symbol: {words[4:9]}; build it from captions')
+        found, first = [], [0]
+        for rule, (row_needs, group_needs) in zip((forward, backward), needs):
+            states = reachable(rule, words)
+            found += moves_of(rule, row_needs, group_needs, states, words, number)
+            first, number = first + [8*number], number + len(states)
+        cost = torch.full((2, number, 8, len(words)), FORBIDDEN, dtype=torch.int16)
+        moves = torch.zeros(*cost.shape, 5, dtype=torch.long)
+        index, move = (torch.tensor(part) for part in zip(*found))
+        moves[index.unbind(1)] = move
+        cost[index.unbind(1)] = torch.where(move[:, 0] == 0, -1, move[:, 4]).short()           # an end needs no room
+        return cls(cost.flatten(0, 2), moves.flatten(0, 2), torch.tensor(first))
 
-    def to(self, device): return replace(self, cost=self.cost.to(device), moves=self.moves.to(device), first=self.first.to(device))
+    def to(self, device):
+        return replace(self, cost=self.cost.to(device), moves=self.moves.to(device), first=self.first.to(device))
 
 # %% ../nbs/39_automaton.ipynb #a3900015
 def begin(grammar: Automaton, last: torch.Tensor, room: int):  # start tokens [...], tokens that may be written
