@@ -61,18 +61,18 @@ def evaluate(data, split: str, weights, beam: int = 5, predictions=None, caption
     return dict(made, beam=beam, weights_sha256=file_hash(weights), seconds=round(time.perf_counter() - start, 2))
 
 # %% ../nbs/51_evaluate.ipynb #509b4143
-def card_of(run: Run, data: str, licence: str) -> dict:
-    "What a finished finetune run says of itself: data, licence, supervision, seed, config, steps, how it was chosen, when, where and from what."
+def card_of(run: Run, data: str, licence: str, notes: str = '') -> dict:
+    "What a finished finetune run says of itself: data, licence, supervision, seed, config, steps, how it was chosen, when, where and from what; `notes`: what its record does not show."
     config, when = run.config, {name: json.loads(run.path(f'{name}.json').read_text()) for name in ('environment', 'done', 'inputs')}
     symbols = config.finetune.symbol_weight or config.finetune.cutout_share
     return dict(data=data, licence=licence, supervision='LaTeX' + (' and symbol groups of the training ink' if symbols else ''), preset=config.preset,
                 seed=config.seed, config=config_hash(config), steps=max(r['step'] for r in run.records('loss')), started=when['environment']['date'],
-                finished=when['done']['date'], chosen_on_validation=run.records('validation_score'), trained=when['environment'], inputs=when['inputs'])
+                finished=when['done']['date'], chosen_on_validation=run.records('validation_score'), trained=when['environment'], inputs=when['inputs'], **dict(notes=notes) if notes else {})
 
-def ship(run: Run, path, packed, splits, data: str, licence: str, beam: int | None = None) -> dict:  # the card, metrics included
+def ship(run: Run, path, packed, splits, data: str, licence: str, beam: int | None = None, notes: str = '') -> dict:  # the card, metrics included
     "Write a finished finetune run's model in half precision to `path`, read `splits` of the folder `packed` with that file, and write card and metrics beside it."
     model, vocabulary, config, _ = load_model(run.path('model.safetensors'))
-    card = card_of(run, data, licence)
+    card = card_of(run, data, licence, notes)
     save_model(path, model, config, vocabulary, card)
     metrics = [evaluate(packed, split, path, beam or config.beam) for split in splits]
     write_json(Path(path).with_suffix('.json'), dict(card, metrics=metrics))
