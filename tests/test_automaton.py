@@ -10,7 +10,7 @@ from mask_match.config import DecoderConfig
 from mask_match.decoder import Decoder
 from mask_match.grammar import GRAMMARS, sample_caption
 from mask_match.latex import EOS, PAD, SOS, SYMBOLS, UNK, LatexError, Vocabulary, is_valid, parse, to_latex, unparse
-from mask_match.search import beam_search, greedy
+from mask_match.search import beam_search, greedy, score_readings
 
 DIRECTIONS = pytest.mark.parametrize('reverse', [False, True])
 STRUCTURE = ('{', '}', '^', '_', '\\frac', '\\sqrt')
@@ -207,10 +207,15 @@ def test_a_wide_beam_finds_exactly_the_captions():
     truth = {tuple(ids) for n in range(1, 6) for ids in itertools.product(range(4, 9), repeat=n) if is_caption(small.decode(ids))}
     for image in beam_search(decoder, *images, beam=400, max_tokens=5, grammar=Automaton.of(small)):
         assert {tuple(h.ids) for h in image} == truth and all(h.finished for h in image)
-    free = beam_search(decoder, *images, beam=400, max_tokens=5)[0]     # and the scores are those of the free search
-    scores = {tuple(h.ids): h.score for h in beam_search(decoder, *images, beam=400, max_tokens=5, grammar=Automaton.of(small))[0]}
-    common = [h for h in free if tuple(h.ids) in scores and h.finished]
-    assert common and max(abs(h.score - scores[tuple(h.ids)]) for h in common) < 1e-4
+
+def test_scores_are_the_decoders_own(every):
+    "Masking does not normalise again: teacher forcing without a grammar gives the same log-probabilities."
+    decoder, images = make(len(EVERY), 3)
+    found = beam_search(decoder, *images, beam=4, max_tokens=12, grammar=every)
+    for reverse in (False, True):
+        forced = score_readings(decoder, decoder.memory(*images), [[h.ids for h in image] for image in found], reverse)
+        for h, value in ((h, v) for image, row in zip(found, forced) for h, v in zip(image, row)):
+            assert abs(value - (h.log_probability if h.reverse == reverse else h.other)) < 1e-3
 
 def test_one_beam_is_greedy_under_the_grammar(every):
     decoder, images = make(len(EVERY), 2, b=6, sharpness=8.)
