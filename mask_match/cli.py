@@ -79,12 +79,11 @@ def run_data(args):
     if args.split and not re.fullmatch(r'[\w-]+', args.split): raise CliError(f"'{args.split}' is no name for a split; use letters, digits, - and _")
     out, captions, splits = writable(args.out, folder=True), read_captions(args.captions), splits_in(args.sources, args.split)
     if not args.split and (left := homeless(args.sources, splits)):
-        raise CliError(f'{len(left)} files are in folders of no known split (first: {left[0]}); pack them by a call of their own with --split NAME, or leave them out')
+        raise CliError(f'{len(left)} files are in folders of no known split (first: {left[0]}); pack them on their own with --split NAME')
     with new_folder(out) as folder: made = pack_source(args.sources, splits, folder, captions)
     for split, m in made.items():
         show(f"{split}: {m['n_in']} inks, {m['n_out']} packed, {len(m['rejected'])} rejected -> {out/split}.safetensors")
-        for name, reason in m['rejected'][:5]: say(f'  rejected {name}: {reason}')
-        if len(m['rejected']) > 5: say(f"  ... and {len(m['rejected']) - 5} more, listed in the file's header")
+        for name, reason in m['rejected']: say(f'  rejected {name}: {reason}')
 
 # %% ../nbs/61_cli.ipynb #2e856845
 def check_run(out, config, stage):
@@ -130,16 +129,13 @@ def run_evaluate(args):
     for path in filter(None, (args.json, args.predictions)): writable(path, folder=False)
     weights = find_weights(args.weights)
     beam, captions, tell = args.beam or load_model(weights)[2].beam, read_captions(args.captions), Progress(1, 'expressions')
-    def progress(done, n):
-        tell.total = n
-        tell(done)
+    def progress(done, n): tell.total = n; tell(done)
     with tempfile.TemporaryDirectory() as folder:
         made = evaluate(packed_split(args.data, args.split, captions, folder), args.split, weights, beam, args.predictions, None, progress)
     if args.json: write_json(args.json, made)
     show(f"{args.split}: {made['n']} expressions, {made['n_rejected']} rejected (counted as wrong), beam {beam}, {made['seconds']} s, "
          f"weights {made['weights_sha256'][:12]}")
-    for key in ('exprate', 'leq1', 'leq2', 'leq3', 'structure_rate', 'token_error_rate'):
-        show(f"{key:<18}{made[key]:.4f}   95 % interval {made['ci95'][key][0]:.4f} to {made['ci95'][key][1]:.4f}")
+    for key, (low, high) in made['ci95'].items(): show(f'{key:<18}{made[key]:.4f}   95 % interval {low:.4f} to {high:.4f}')
 
 # %% ../nbs/61_cli.ipynb #e3ebd1f0
 def run_recognize(args) -> int:
@@ -183,8 +179,9 @@ def run_reproduce(args):
 def run_info(args):
     "Versions, hardware, data and weights."
     from mask_match.data import find_crohme
+    from mask_match.evaluate import card_lines
     from mask_match.recognize import default_weights
-    from mask_match.runs import RunError, file_hash, load_tensors, provenance
+    from mask_match.runs import RunError, file_hash, provenance
     p = provenance()
     versions = ', '.join(f'{n} {v}' for n, v in p['versions'].items() if n != 'mask_match')
     show(f"mask_match {mask_match.__version__} (commit {p['commit'][:12]}), Python {p['python']}, {versions}")
@@ -194,11 +191,7 @@ def run_info(args):
     except RunError as e: return show(f'weights: {e}')
     for path in sorted(folder.glob('*.safetensors')):
         show(f'weights: {path.name}, {path.stat().st_size/1e6:.1f} MB, sha256 {file_hash(path)[:12]}')
-        for key, value in load_tensors(path)[1].get('card', {}).items():
-            if not isinstance(value, (dict, list)): show(f'  {key}: {value}')
-        beside = path.with_suffix('.json')
-        for m in json.loads(beside.read_text())['metrics'] if beside.exists() else []:
-            show(f"  {m['split']}: ExpRate {m['exprate']:.4f} (95 % interval {m['ci95']['exprate'][0]:.4f} to {m['ci95']['exprate'][1]:.4f}), n {m['n']}, beam {m['beam']}")
+        for line in card_lines(path): show(f'  {line}')
 
 # %% ../nbs/61_cli.ipynb #eb2d50b3
 class Parser(argparse.ArgumentParser):

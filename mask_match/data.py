@@ -48,6 +48,7 @@ def pack(inks: Iterable, path, split: str, rejected: Iterable = (), with_cutouts
     with atomic(path) as p: save_file(arrays, p, {'meta': json.dumps(manifest)})
     return manifest
 
+# %% ../nbs/14_data.ipynb #14e0a001
 def _line(ink, with_cutouts):
     tokens = canonical(ink.truth, repair=True)  # a surplus closing brace is dropped: two truths of CROHME 2014 have one
     if with_cutouts: from mask_match.subexpressions import cutouts
@@ -73,7 +74,8 @@ class Packed:
         try:
             self.infos = [json.loads(self.text[a:b].tobytes()) for a, b in zip(np.r_[0, self.text_ends[:-1]], self.text_ends)]
             self.names = [i['name'] for i in self.infos]
-        except (ValueError, TypeError, KeyError): raise RunError(f'{path}: the text of this packed split is damaged; make it again with `mask-match data`') from None
+        except (ValueError, TypeError, KeyError):
+            raise RunError(f'{path}: the text of this packed split is damaged; make it again with `mask-match data`') from None
         self.low, self.high = np.minimum.reduceat(self.points, self.trace_starts), np.maximum.reduceat(self.points, self.trace_starts)  # boxes of the traces
 
     def __len__(self): return len(self.ink_ends)

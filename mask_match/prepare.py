@@ -120,6 +120,7 @@ def read_captions(path) -> dict | None:  # name -> caption
     if wrong is not None: raise RunError(f"{path}: line {wrong + 1} has no tab ('{lines[wrong][:40]}'); captions are lines of name, tab, LaTeX")
     return dict(line.split('\t', 1) for line in lines if line.strip())
 
+# %% ../nbs/49_prepare.ipynb #49e0a001
 def homeless(sources, splits) -> list:  # names of ink files
     "Ink that none of `splits` would take, because its folder says another split or none."
     names = [(name, split_of(name)) for name, _ in read_sources(*sources, problems=[])]
