@@ -75,9 +75,11 @@ def run_synth(args):
 
 def run_data(args):
     "Pack InkML."
-    from mask_match.prepare import new_folder, pack_source, read_captions, splits_in, writable
+    from mask_match.prepare import homeless, new_folder, pack_source, read_captions, splits_in, writable
     if args.split and not re.fullmatch(r'[\w-]+', args.split): raise CliError(f"'{args.split}' is no name for a split; use letters, digits, - and _")
     out, captions, splits = writable(args.out, folder=True), read_captions(args.captions), splits_in(args.sources, args.split)
+    if not args.split and (left := homeless(args.sources, splits)):
+        raise CliError(f'{len(left)} files are in folders of no known split (first: {left[0]}); pack them by a call of their own with --split NAME, or leave them out')
     with new_folder(out) as folder: made = pack_source(args.sources, splits, folder, captions)
     for split, m in made.items():
         show(f"{split}: {m['n_in']} inks, {m['n_out']} packed, {len(m['rejected'])} rejected -> {out/split}.safetensors")
@@ -192,7 +194,11 @@ def run_info(args):
     except RunError as e: return show(f'weights: {e}')
     for path in sorted(folder.glob('*.safetensors')):
         show(f'weights: {path.name}, {path.stat().st_size/1e6:.1f} MB, sha256 {file_hash(path)[:12]}')
-        for key, value in load_tensors(path)[1].get('card', {}).items(): show(f'  {key}: {value}')
+        for key, value in load_tensors(path)[1].get('card', {}).items():
+            if not isinstance(value, (dict, list)): show(f'  {key}: {value}')
+        beside = path.with_suffix('.json')
+        for m in json.loads(beside.read_text())['metrics'] if beside.exists() else []:
+            show(f"  {m['split']}: ExpRate {m['exprate']:.4f} (95 % interval {m['ci95']['exprate'][0]:.4f} to {m['ci95']['exprate'][1]:.4f}), n {m['n']}, beam {m['beam']}")
 
 # %% ../nbs/61_cli.ipynb #eb2d50b3
 class Parser(argparse.ArgumentParser):

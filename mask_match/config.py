@@ -255,7 +255,7 @@ def cpu():
     return Config(preset='cpu', data=DataConfig(source='crohme'), encoder=EncoderConfig(width=192),
                   decoder=DecoderConfig(heads=6, layers=2, feedforward=768, dropout=0.2),
                   pretrain=PretrainConfig(fit=replace(fit, steps=600)), attend=AttendConfig(fit=replace(fit, steps=600)),
-                  finetune=FinetuneConfig(cutout_share=0.5, cutout_end=0.2, fit=replace(fit, steps=18_000, evaluate_every=1500, checkpoint_every=500)))
+                  finetune=FinetuneConfig(cutout_share=0.5, cutout_end=0.2, fit=replace(fit, steps=13_000, evaluate_every=1500, checkpoint_every=500)))
 
 def paper():
     "The full-size system on one GPU."

@@ -134,9 +134,11 @@ def save_model(path, model: MaskMatch, config: Config, vocabulary: Vocabulary, c
 def load_model(path) -> tuple[MaskMatch, Vocabulary, Config, dict]:  # model in eval mode and float32, vocabulary, config, card
     "Read what `save_model` wrote."
     tensors, meta = load_tensors(path)
-    if not {'config', 'words'} <= meta.keys():
+    if not isinstance(meta, dict) or not {'config', 'words'} <= meta.keys():
         raise RunError(f'{path}: holds no model (no config and vocabulary in its header); give weights written by save_model, or a finetune run')
-    config, vocabulary = from_dict(meta['config']), Vocabulary(tuple(meta['words']))
+    try: config, vocabulary = from_dict(meta['config']), Vocabulary(tuple(meta['words']))
+    except (ValueError, TypeError, AttributeError) as e:
+        raise RunError(f'{path}: the config or vocabulary in the header cannot be used ({e}); the file was made by another version, or is damaged') from None
     model = make_model(config, vocabulary)
     try: model.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in tensors.items()})
     except RuntimeError as e:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 import torch
 from lightning_fabric import Fabric
 from torch import nn
-from .config import Config, FitConfig
+from .config import Config, FitConfig, to_dict
 from .runs import Run, RunError, load_tensors, save_tensors, seed_everything
 
 # %% ../nbs/23_fit.ipynb #750fc69e
@@ -43,16 +43,16 @@ def update_average(average: nn.Module, model: nn.Module, momentum: float, step: 
     torch._foreach_lerp_(ours, theirs, 1 - momentum)
 
 # %% ../nbs/23_fit.ipynb #8d2ed060
-def pack_state(model, average, optimizer, step, best) -> tuple[dict, dict]:  # tensors, meta
+def pack_state(model, average, optimizer, step, best, random) -> tuple[dict, dict]:  # tensors, meta; `random` states [processes n]
     "Everything that decides how training continues, as tensors and plain data."
-    tensors = {f'model.{k}': v for k, v in model.state_dict().items()} | {'rng.cpu': torch.get_rng_state()}
+    tensors = {f'model.{k}': v for k, v in model.state_dict().items()} | {'rng.cpu': random}
     if average is not None: tensors |= {f'average.{k}': v for k, v in average.state_dict().items()}
     if torch.cuda.is_available(): tensors['rng.cuda'] = torch.cuda.get_rng_state()
     state = optimizer.state_dict()['state']
     tensors |= {f'optimizer.{i}.{k}': torch.as_tensor(v) for i, s in state.items() for k, v in s.items()}
     return tensors, dict(step=step, best=best)
 
-def unpack_state(tensors, meta, model, average, optimizer) -> tuple[int, float]:  # step, best
+def unpack_state(tensors, meta, model, average, optimizer, rank=0) -> tuple[int, float]:  # step, best
     "Load what `pack_state` made."
     part = lambda prefix: {k[len(prefix):]: v for k, v in tensors.items() if k.startswith(prefix)}
     model.load_state_dict(part('model.'))
@@ -60,7 +60,7 @@ def unpack_state(tensors, meta, model, average, optimizer) -> tuple[int, float]:
     state = {}
     for k, v in part('optimizer.').items(): state.setdefault(int(k.split('.')[0]), {})[k.split('.', 1)[1]] = v
     optimizer.load_state_dict({'state': state, 'param_groups': optimizer.state_dict()['param_groups']})
-    torch.set_rng_state(tensors['rng.cpu'])
+    torch.set_rng_state(tensors['rng.cpu'][rank].clone())  # torch reads a view from its beginning
     if torch.cuda.is_available() and 'rng.cuda' in tensors: torch.cuda.set_rng_state(tensors['rng.cuda'])
     return meta['step'], meta['best']
 
@@ -77,7 +77,7 @@ class Stepper(nn.Module):
 def make_fabric(config: Config, fit: FitConfig) -> Fabric:
     """A launched Fabric for this config: GPUs where there are any, else CPU processes.
     On the CPU every batch shape has its own compiled convolutions; the default cache of 1,024 would make most of them anew at each epoch."""
-    os.environ.setdefault('ONEDNN_PRIMITIVE_CACHE_CAPACITY', '16384')  # read by oneDNN at the first convolution
+    os.environ.setdefault('ONEDNN_PRIMITIVE_CACHE_CAPACITY', '8192')  # about 5 GB; read at the first convolution
     if not torch.cuda.is_available(): torch.set_num_threads(config.threads)
     accelerator, strategy = 'cuda' if torch.cuda.is_available() else 'cpu', 'ddp' if config.devices > 1 else 'auto'
     fabric = Fabric(accelerator=accelerator, devices=config.devices, precision=fit.precision, strategy=strategy)
@@ -87,7 +87,7 @@ def make_fabric(config: Config, fit: FitConfig) -> Fabric:
 # %% ../nbs/23_fit.ipynb #f860f2eb
 def _demand_finite(what, value, at, lr, batch):
     if torch.isfinite(value): return
-    raise FitError(f'the {what} is {value.item()} at step {at}, learning rate {lr:.2e}, batch {batch.names[:4]}...; '
+    raise FitError(f'the {what} is {value.item()} at step {at}, learning rate {lr:.2e}, batch {", ".join(batch.names)}; '
                    'the last good checkpoint is kept - lower fit.lr or look at these inks')
 
 def _descend(fabric, stepper, optimizer, source, config, at, seed):  # -> learning rate, gradient norm, logs, expressions seen
@@ -108,14 +108,14 @@ def _descend(fabric, stepper, optimizer, source, config, at, seed):  # -> learni
 
 # %% ../nbs/23_fit.ipynb #8aa1a156
 def fit(fabric: Fabric, model: nn.Module, step: Callable, batches: Callable, config: FitConfig, seed: int = 0, run: Run | None = None,
-        evaluate: Callable | None = None, slow: dict | None = None, after_step: Callable | None = None) -> Iterator[dict]:
+        evaluate: Callable | None = None, slow: dict | None = None, after_step: Callable | None = None, notes: dict | None = None) -> Iterator[dict]:
     """Train `model` in place and yield log records; on return it holds the averaged weights (`ema` > 0).
     `batches(start)` yields batches from number `start` on.
     `evaluate(model) -> dict` with `score` (larger is better) chooses `best.safetensors`. With `run`, continues from its checkpoint."""
     seed_everything(seed + fabric.global_rank)
     optimizer = make_optimizer(model, config, slow)
     average = copy.deepcopy(model).requires_grad_(False) if config.ema else None
-    at, best = _resume(run, model, average, optimizer)
+    at, best = _resume(fabric, run, model, average, optimizer)
     stepper, optimizer = fabric.setup(Stepper(model, step), optimizer)
     if average is not None: fabric.to_device(average)
     source, clock = iter(batches(at*config.accumulate)), time.perf_counter()
@@ -138,16 +138,22 @@ def fit(fabric: Fabric, model: nn.Module, step: Callable, batches: Callable, con
                 if run and fabric.is_global_zero: save_tensors(run.path('best.safetensors'), (average or model).state_dict(), dict(record))
             clock, seen = time.perf_counter(), 0
             yield _log(fabric, run, record)
-        if run and fabric.is_global_zero and (is_last or (at + 1) % config.checkpoint_every == 0):
-            save_tensors(run.path('checkpoint.safetensors'), *pack_state(model, average, optimizer.optimizer, at + 1, best))
+        if run and (is_last or (at + 1) % config.checkpoint_every == 0): _keep(fabric, run, (model, average, optimizer.optimizer, at + 1, best), notes)
     if average is not None: model.load_state_dict(average.state_dict())
 
 # %% ../nbs/23_fit.ipynb #b9788905
-def _resume(run, model, average, optimizer):
+def _resume(fabric, run, model, average, optimizer):
     if run is None or not run.path('checkpoint.safetensors').exists(): return 0, -math.inf
-    at, best = unpack_state(*load_tensors(run.path('checkpoint.safetensors')), model, average, optimizer)
-    run.rewind(at)
+    at, best = unpack_state(*load_tensors(run.path('checkpoint.safetensors')), model, average, optimizer, fabric.global_rank)
+    if fabric.is_global_zero: run.rewind(at)
     return at, best
+
+def _keep(fabric, run, state, notes):
+    "Write the checkpoint: config, `notes` (the vocabulary) and counters in its header; every process has random numbers of its own."
+    random = fabric.all_gather(torch.get_rng_state()).view(fabric.world_size, -1)
+    if not fabric.is_global_zero: return
+    tensors, meta = pack_state(*state, random)
+    save_tensors(run.path('checkpoint.safetensors'), tensors, dict(meta, config=to_dict(run.config), **notes or {}))
 
 def _log(fabric, run, record):
     if run and fabric.is_global_zero: run.log(record)

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['nearest', 'choose', 'existing', 'writable', 'undone', 'new_folder', 'settings', 'check_start', 'read_captions',
-           'splits_in', 'pack_source', 'packed_split', 'source_key', 'synth_key', 'ink_for']
+           'homeless', 'splits_in', 'pack_source', 'packed_split', 'source_key', 'synth_key', 'ink_for']
 
 # %% ../nbs/49_prepare.ipynb #86de5a7c
-import contextlib, difflib, hashlib, json, os, shutil
+import contextlib, difflib, hashlib, json, math, os, shutil
 from pathlib import Path
 import mask_match
 from .attention import AttentionNet
@@ -80,16 +80,21 @@ def new_folder(path):
 # %% ../nbs/49_prepare.ipynb #54c61df0
 _POSITIVE = {'steps', 'batch_pixels', 'batch_max', 'accumulate', 'log_every', 'checkpoint_every', 'beam', 'devices', 'threads', 'n_train', 'n_validation',
              'n_test', 'width', 'heads', 'layers', 'feedforward', 'slots', 'max_tokens', 'hidden', 'projection', 'lr', 'stroke_height', 'pen_width',
-             'max_height', 'max_width'}
+             'max_height', 'max_width', 'clip', 'temperature', 'local_temperature', 'scale_low', 'scale_high', 'pen_low', 'pen_high', 'encoder_lr',
+             'block_start', 'block_end'}
+_FRACTION = {'dropout', 'label_smoothing', 'warmup', 'ema', 'local_weight', 'ratio_start', 'ratio_end', 'cutout_share', 'cutout_end', 'teacher_momentum'}
 
 def settings(name: str, overrides=(), data=None) -> Config:
-    "A preset with changes, for given ink or its own; `ConfigError` for what does not exist, has the wrong type or is not positive."
+    "A preset with changes, for given ink or its own; `ConfigError` for what does not exist, has the wrong type or lies outside its range."
     given = ['data.source=crohme'] if data and preset(name).data.source != 'crohme' else []
     config = configure(name, None, [*given, *overrides])
     def wrong(d, path=''):
         for key, value in d.items():
             if isinstance(value, dict): yield from wrong(value, f'{path}{key}.')
-            elif key in _POSITIVE and value <= 0: yield f"'{path}{key}' must be more than 0; got {value}"
+            elif isinstance(value, str): continue
+            elif key in _POSITIVE and not 0 < value < math.inf: yield f"'{path}{key}' must be more than 0 and finite; got {value}"
+            elif key in _FRACTION and not 0 <= value <= 1: yield f"'{path}{key}' is a fraction, 0 to 1; got {value}"
+            elif not 0 <= value < math.inf: yield f"'{path}{key}' must be a number of 0 or more; got {value}"
     for problem in wrong(to_dict(config)): raise ConfigError(f'{problem}; change it with --set')
     return config
 
@@ -114,6 +119,11 @@ def read_captions(path) -> dict | None:  # name -> caption
     wrong = next((i for i, line in enumerate(lines) if line.strip() and '\t' not in line), None)
     if wrong is not None: raise RunError(f"{path}: line {wrong + 1} has no tab ('{lines[wrong][:40]}'); captions are lines of name, tab, LaTeX")
     return dict(line.split('\t', 1) for line in lines if line.strip())
+
+def homeless(sources, splits) -> list:  # names of ink files
+    "Ink that none of `splits` would take, because its folder says another split or none."
+    names = [(name, split_of(name)) for name, _ in read_sources(*sources, problems=[])]
+    return [name for name, split in names if split not in splits] if {split for _, split in names} & set(splits) else []
 
 def splits_in(sources, asked: str | None = None) -> list:  # of names
     "The splits to take from InkML sources: the one asked for, or all that are recognised by their folders, or train."

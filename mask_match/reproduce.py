@@ -15,7 +15,7 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 import mask_match
 from .config import override, parse_overrides, preset as preset_called, project_root
-from .runs import file_hash, provenance, write_json
+from .runs import file_hash, followed, provenance, write_json
 
 # %% ../nbs/60_reproduce.ipynb #47089161
 class ReproduceError(RuntimeError): "The chain of notebooks can't run, or one of them failed; the message says what to do."
@@ -239,7 +239,7 @@ def run_tasks(tasks, runs, figures, data=None, force=False, say=print) -> list[d
                 say(f'{task.name:<14} runs ({reason})')
                 make_room(task, runs, now, force)
                 start, before = time.monotonic(), times(figures)
-                execute(task, runs)
+                with followed(runs/task.name, lambda text, name=task.name: say(f'{name:<14} {text}')): execute(task, runs)
                 made = [n for n, t in times(figures).items() if before.get(n) != t]
                 record = dict(name=task.name, parents=now, given=task.parameters, outputs=leave(runs, task.outputs), figures=leave(figures, sorted(made)),
                               seconds=round(time.monotonic() - start, 1), provenance=provenance())

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['RunError', 'atomic', 'write_json', 'file_hash', 'save_tensors', 'load_tensors', 'provenance', 'seed_everything',
-           'Run']
+           'Run', 'followed']
 
 # %% ../nbs/01_runs.ipynb #d880e55d
-import hashlib, json, os, platform, random, subprocess, sys, time
+import hashlib, json, os, platform, random, subprocess, sys, threading, time
 from contextlib import contextmanager
 from importlib.metadata import version, PackageNotFoundError
 from pathlib import Path
@@ -125,3 +125,23 @@ class Run:
         "Forget records after `step`: a resumed run writes them again."
         kept = [r for r in self.records() if r['step'] <= step]
         with atomic(self.path('log.jsonl')) as p: p.write_text(''.join(json.dumps(r) + '\n' for r in kept))
+
+# %% ../nbs/01_runs.ipynb #01f0a002
+@contextmanager
+def followed(folder, say, every: float = 15.):  # seconds between looks
+    "While the block runs, pass the newest log record below `folder` to `say` as one line, whenever it has changed."
+    def newest():
+        logs = sorted(Path(folder).rglob('log.jsonl'), key=lambda p: p.stat().st_mtime)
+        lines = [l for l in logs[-1].read_text().splitlines(keepends=True) if l.endswith('\n')] if logs else []
+        return ', '.join(f'{k} {v:.4g}' for k, v in json.loads(lines[-1]).items() if k in _TOLD) if lines else ''
+    def watch():
+        told = newest()
+        while not stop.wait(every):
+            if (now := newest()) != told: say(now); told = now
+    stop = threading.Event()
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try: yield
+    finally: stop.set(); watcher.join()
+
+_TOLD = ('step', 'loss', 'expressions_per_second', 'token_accuracy', 'validation_score', 'validation_token_error_rate')  # what `followed` tells of a record

@@ -8,6 +8,7 @@ __all__ = ['Hypothesis', 'greedy', 'score_readings', 'beam_search']
 # %% ../nbs/41_search.ipynb #5c00db78
 from dataclasses import dataclass
 import torch
+from .automaton import begin, follow, is_forbidden
 from .decoder import Memory, both_directions
 from .latex import EOS, PAD, SOS, UNK
 
@@ -31,18 +32,27 @@ def _log_probabilities(logits: torch.Tensor,   # [b D r k]
     for i, start in enumerate(starts.tolist()): logp[:, i, :, start] = -torch.inf
     return logp
 
+def _at_start(grammar, last, max_tokens):  # start tokens [...]
+    "The automaton on the device of the search, and its places."
+    grammar = grammar.to(last.device)
+    return grammar, begin(grammar, last, max_tokens)
+
 # %% ../nbs/41_search.ipynb #e6810723
 @torch.no_grad()
 def greedy(decoder, features, maps, is_pad,  # [b d h w], [b s h w] or None, [b h w]
            max_tokens: int = 160,            # longest reading (tokens)
+           grammar=None,                     # an Automaton of the vocabulary: only valid captions; None: anything
           ) -> list:                         # [b] Hypothesis
     "Read left to right, always taking the likeliest token."
     state, starts = decoder.start(features, maps, is_pad), torch.tensor([SOS])
     last, alive = torch.full((len(features),), SOS, device=features.device), torch.arange(len(features), device=features.device)
     ids, total, finished = [[] for _ in features], torch.zeros(len(features)), [False]*len(features)
+    if grammar: grammar, place = _at_start(grammar, last, max_tokens)
     for time in range(max_tokens + 1):
         logits, state = decoder.step(state, last)
-        best, last = _log_probabilities(logits[:, None, None], starts)[:, 0, 0].max(-1)
+        logp = _log_probabilities(logits[:, None, None], starts)[:, 0, 0]
+        if grammar: logp = logp.masked_fill(is_forbidden(grammar, place, max_tokens - time), -torch.inf)
+        best, last = logp.max(-1)
         goes_on = last != EOS
         for i, token, value in zip(alive.tolist(), last.tolist(), best.tolist()):
             if token == EOS: finished[i] = True
@@ -50,6 +60,7 @@ def greedy(decoder, features, maps, is_pad,  # [b d h w], [b s h w] or None, [b 
             else: continue                                        # no room left, and no end: an unfinished reading
             total[i] += value
         if not goes_on.any(): break
+        if grammar: place = follow(grammar, place, last)[goes_on]
         if not goes_on.all(): state, last, alive = state.select(goes_on.nonzero()[:, 0]), last[goes_on], alive[goes_on]
     return [Hypothesis(i, p/max(1, len(i) + f), p, f) for i, p, f in zip(ids, total.tolist(), finished)]
 
@@ -75,7 +86,8 @@ def _last_look(logp, ends, tokens, total, length, finished):
 
 # %% ../nbs/41_search.ipynb #1bc64640
 @torch.no_grad()
-def _beams(decoder, memory: Memory, beam: int, max_tokens: int, length_penalty: float, starts: torch.Tensor):  # start token of each direction [D]
+def _beams(decoder, memory: Memory, beam: int, max_tokens: int, length_penalty: float,
+           starts: torch.Tensor, grammar=None):  # start token of each direction [D], Automaton
     "Search D directions at once: tokens [b D r t] in reading order (PAD after the end), log-probabilities, lengths (end included), finished [b D r]."
     b, D, ends = len(memory), len(starts), (SOS + EOS - starts).view(1, -1, 1)
     tokens = starts.new_full((b, D, beam, max_tokens), PAD)
@@ -84,9 +96,11 @@ def _beams(decoder, memory: Memory, beam: int, max_tokens: int, length_penalty: 
     length, finished = torch.zeros_like(total, dtype=torch.long), torch.zeros_like(total, dtype=torch.bool)
     now, results = [tokens, total, length, finished], [x.clone() for x in (tokens, total, length, finished)]
     state, images, last = decoder.fresh(memory), torch.arange(b, device=starts.device), starts.view(1, D, 1).expand(b, D, beam)
+    if grammar: grammar, place = _at_start(grammar, last, max_tokens)
     for time in range(max_tokens + 1):
         logits, state = decoder.step(state, last.flatten(1))
         logp = _log_probabilities(logits.view(*last.shape, -1), starts)
+        if grammar: logp = logp.masked_fill(is_forbidden(grammar, place, max_tokens - time), -torch.inf)
         if time == max_tokens: now = _last_look(logp, ends, *now)
         else: parent, last, *now = _branch(logp, ends, time, length_penalty, *now)
         goes_on = ~(now[3] | now[1].isinf()).flatten(1).all(1)
@@ -96,6 +110,9 @@ def _beams(decoder, memory: Memory, beam: int, max_tokens: int, length_penalty: 
             if time == max_tokens or not goes_on.any(): return results
             keep = goes_on.nonzero()[:, 0]
             parent, last, images, now = parent[keep], last[keep], images[keep], [x[keep] for x in now]
+        if grammar:
+            place = (place if keep is None else place[keep]).gather(2, parent[..., None].expand(*parent.shape, 3))
+            place = follow(grammar, place, last)
         rows = parent + beam*torch.arange(D, device=starts.device).view(1, D, 1)
         state = state.select(keep, rows.flatten(1))
 
@@ -130,11 +147,12 @@ def beam_search(decoder, features, maps, is_pad,   # [b d h w], [b s h w] or Non
                 max_tokens: int = 160,             # longest reading (tokens)
                 length_penalty: float = 1.0,       # score = log-probability / length**length_penalty: 0 favours short readings, 1 compares per token (CoMER: 1)
                 both_directions: bool = True,      # False: left-to-right only
+                grammar=None,                      # an Automaton of the vocabulary: only valid captions; None: anything
                ) -> list:                          # [b] lists of Hypothesis, best first
     "Beam search; with both directions each scores what the other found, and the sum of log-probabilities decides (BTTR, section 3.5)."
     memory = decoder.memory(features, maps, is_pad)
     starts = torch.tensor([SOS, EOS][:1 + both_directions], device=features.device)
-    tokens, total, length, finished = (x.tolist() for x in _beams(decoder, memory, beam, max_tokens, length_penalty, starts))
+    tokens, total, length, finished = (x.tolist() for x in _beams(decoder, memory, beam, max_tokens, length_penalty, starts, grammar))
     found = [[{} for _ in starts] for _ in features]                                  # image, direction: ids -> (log-probability, finished)
     for i, image in enumerate(found):
         for d, readings in enumerate(image):

@@ -39,8 +39,11 @@ def _crohme_splits(config, folder, source):
     if source is None:
         raise RunError(f"preset '{config.preset}' learns from CROHME ink and none was found: "
                        f"give it with --data, or set MASK_MATCH_CROHME to the folder or archive")
-    made = {}
-    for split in ('train', 'validation', test_split(config)):
+    made, splits = {}, ('train', 'validation', test_split(config))
+    there = {split_of(name) for name, _ in read_sources(source, problems=[])}
+    if gone := [split for split in splits if split not in there]:
+        raise RunError(f"{source}: no folder belongs to {' and '.join(gone)}; give the whole package (of 2016: TrainINKML, TestINKMLGT, TestEM2014GT)")
+    for split in splits:
         inks, report = read_split(source, split)
         made[split] = pack(inks, folder/f'{split}.safetensors', split, report.rejected, with_cutouts=split == 'train' and config.finetune.cutout_share > 0)
     return made

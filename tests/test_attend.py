@@ -164,3 +164,14 @@ def test_training_puts_attention_on_ink(batch):
         optimizer.zero_grad(); loss.backward(); optimizer.step(); model.update_teacher(0.9)
         logs.append(float(log['mass_on_ink']))
     assert logs[-1] > logs[0] + 0.15
+
+def test_guided_hiding_goes_where_the_teacher_looks(batch):
+    maps = torch.zeros(4, 3, 4, 8)
+    maps[..., :4] = 1/16  # all attention on the left half
+    def share(where, columns):
+        is_hidden = torch.stack([make(where=where).hide(batch, 0.5, maps, generator(seed))[1].flatten(1) for seed in range(8)]).view(8, 4, *batch.image.shape[-2:])
+        ink = (batch.image[:, 0] > 0.5)[..., columns].expand(8, -1, -1, -1)
+        return is_hidden[..., columns][ink].float().mean()
+    left, right = slice(0, 32), slice(32, 64)
+    assert share('attention', left) > 2*share('attention', right)
+    assert share('random', left) < 1.5*share('random', right)

@@ -1,10 +1,10 @@
 "Ink to image: bytes, invariances, geometry and speed, on hand-made ink and on CROHME where it is there."
-import os, re, time
-from pathlib import Path
+import time
 import numpy as np
 import pytest
 from PIL import Image
-from mask_match.config import AugmentConfig, RenderConfig, no_augment, project_root
+from mask_match.config import AugmentConfig, RenderConfig, no_augment
+from mask_match.inkml import read_inks
 from mask_match.photo import components, image_to_ink_image, otsu, to_grey
 from mask_match.render import augment, draw, ink_unit, normalise, render
 
@@ -161,21 +161,9 @@ def test_any_resolution_gives_the_size_of_render(height):
     assert all(abs(a/b - 1) < 0.12 for a, b in zip(found.shape, render(INK).shape))
 
 
-def crohme():
-    "Ink of the development data, read without the project's own reader."
-    folders = [os.environ.get('MASK_MATCH_CROHME'), project_root(Path(__file__).parent)/'shared'/'data'/'crohme', project_root(Path(__file__).parent).parent/'shared'/'data'/'crohme']
-    files = []
-    for folder in filter(None, folders):
-        if not files: files = sorted(Path(folder).glob('**/TrainINKML/**/*.inkml'))[::30]
-    inks = []
-    for f in files:
-        traces = [[[float(v) for v in p.split()[:2]] for p in m.split(',') if p.strip()] for m in re.findall(r'<trace [^>]*>([^<]*)</trace>', f.read_text(errors='replace'))]
-        if any(traces): inks.append([np.array(t, np.float32) for t in traces if t])
-    if not inks: pytest.skip('no unpacked CROHME ink in $MASK_MATCH_CROHME or shared/data/crohme')
-    return inks
-
-def test_crohme_speed_and_size():
-    inks = crohme()
+def test_crohme_speed_and_size(crohme):
+    inks = [ink.traces for ink in read_inks(crohme, keep=lambda name: 'TestINKMLGT' in name)[0]]
+    assert len(inks) > 600
     start = time.process_time(); images = [render(i) for i in inks]; rate = len(inks)/(time.process_time() - start)
     print(f'{len(inks)} expressions, {rate:.0f} images/s')
     assert rate > 500 and all(i.max() > 150 for i in images)  # 3,000 a second on a quiet core; the limit leaves room for a busy machine

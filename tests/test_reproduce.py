@@ -160,3 +160,14 @@ def test_the_experiments_take_what_they_are_given():
     missing = [t.notebook.name for t in graph('quick') if not t.notebook.is_file()]
     if missing: pytest.fail(f'experiment notebooks that do not exist: {missing}')
     ordered(graph('quick'))
+
+def test_parameters_in_the_wrong_place_are_a_failure(toy, monkeypatch):
+    monkeypatch.setattr(room, 'misplaced', lambda notebook, parameters: 'the defaults may have won')
+    with pytest.raises(ReproduceError, match='first failed: the defaults may have won'): toy.go()
+    assert (toy.runs/'first.failed.ipynb').exists() and not (toy.runs/'first.json').exists()
+
+def test_where_injected_parameters_stand(tmp_path):
+    good = write(tmp_path/'good.ipynb', ('a = 1', 'parameters'), ('a = 2', 'injected-parameters'))
+    bad = write(tmp_path/'bad.ipynb', ('a = 2', 'injected-parameters'), 'a = 1')
+    assert room.misplaced(good, dict(a=2)) == '' and room.misplaced(bad, {}) == ''
+    assert 'do not stand right after' in room.misplaced(bad, dict(a=2))

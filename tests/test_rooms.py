@@ -7,7 +7,7 @@ ROOT = Path(__file__).resolve().parents[1]
 LAYERS = [
     {'config', 'compat', 'show', 'runs'},
     {'layout', 'sources', 'strokes', 'grammar', 'inkml', 'latex', 'masking', 'contrast', 'metrics', 'trees'},
-    {'render', 'photo', 'synth', 'subexpressions', 'views', 'encoder', 'attention', 'decoder', 'search'},
+    {'render', 'photo', 'synth', 'subexpressions', 'views', 'encoder', 'attention', 'automaton', 'decoder', 'search'},
     {'data', 'splits'},
     {'fit'},
     {'pretrain', 'attend', 'finetune'},
@@ -20,7 +20,7 @@ NARROW = {  # rooms that may see less than their layer allows
     'config': set(), 'compat': set(), 'show': {'config'}, 'runs': {'config'}, 'fit': {'config', 'compat', 'runs'},
     'figures': {'config', 'runs', 'metrics', 'show'},
 }
-MODELS = {'encoder', 'attention', 'decoder', 'search'}
+MODELS = {'encoder', 'attention', 'decoder', 'search'}  # the automaton is made of a vocabulary once; a search gets its tables
 LOSSES = {'contrast'}
 RUNTIME = {'torch', 'numpy', 'PIL', 'lightning_fabric', 'safetensors', 'lxml', 'editdistance', 'seaborn', 'matplotlib', 'HersheyFonts', 'mask_match'}
 EXTRA = {'show': {'IPython'}, 'compat': {'torchvision'}, 'reproduce': {'papermill'}, 'cli': {'papermill'}}

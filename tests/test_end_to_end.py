@@ -1,0 +1,53 @@
+"The real chain of experiments by papermill at its smallest size: twice from nothing, once more when nothing has changed."
+import json, os, subprocess, sys
+from pathlib import Path
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+TIMES = {'expressions_per_second', 'seconds'}  # of one machine at one moment
+FIGURES = ['data', 'training_ink', 'pretrain', 'masking_curriculum', 'attend', 'learning_curve', 'attention_maps', 'results', 'examples', 'fixtures', 'report']
+
+def start(folder) -> subprocess.Popen:
+    command = [sys.executable, '-m', 'mask_match.cli', 'reproduce', '--preset', 'smoke', '--runs', str(folder/'runs'), '--figures', str(folder/'figures')]
+    return subprocess.Popen(command, cwd=ROOT, env=dict(os.environ, PYTHONPATH=str(ROOT)), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+def timeless(data):
+    "Plain data without what a clock says."
+    if isinstance(data, dict): return {k: timeless(v) for k, v in data.items() if k not in TIMES}
+    return [timeless(v) for v in data] if isinstance(data, list) else data
+
+def numbers(folder) -> dict:
+    return {p.stem: timeless(json.loads(p.read_text())['numbers']) for p in sorted((folder/'figures').glob('*.json'))}
+
+@pytest.fixture(scope='module')
+def made(tmp_path_factory):
+    "Two runs of the chain in two folders, side by side."
+    folders = [tmp_path_factory.mktemp(name) for name in ('first', 'second')]
+    for folder, process in [(f, start(f)) for f in folders]:
+        said = process.communicate(timeout=900)[0]
+        assert process.returncode == 0, said[-3000:]
+        assert 'nable to parse' not in said and 'unknown parameter' not in said, said
+    return folders
+
+@pytest.mark.slow
+def test_every_picture_and_table_is_there(made):
+    names = {p.name for p in (made[0]/'figures').iterdir()}
+    for name in FIGURES: assert f'smoke_{name}.json' in names and names & {f'smoke_{name}.png', f'smoke_{name}.md'}, (name, sorted(names))
+    assert {p.name for p in (made[0]/'runs').glob('e*.ipynb')} == {p.name for p in (ROOT/'nbs'/'experiments').glob('e*.ipynb')}
+
+@pytest.mark.slow
+def test_the_same_seed_gives_the_same_numbers(made):
+    first, second = map(numbers, made)
+    assert first == second
+    assert first['smoke_learning_curve'] and len(first['smoke_results']) == 2
+
+@pytest.mark.slow
+def test_nothing_runs_again(made):
+    before = {p: p.stat().st_mtime_ns for p in (made[0]/'figures').iterdir()}
+    process = start(made[0])
+    said = process.communicate(timeout=300)[0]
+    assert process.returncode == 0 and said.count('is current') == 6, said
+    assert before == {p: p.stat().st_mtime_ns for p in (made[0]/'figures').iterdir()}
+
+def test_what_is_compared_can_differ():
+    assert timeless([dict(loss=1, seconds=2)]) == timeless([dict(loss=1, seconds=3)]) != timeless([dict(loss=2, seconds=2)])
