@@ -6,7 +6,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 LAYERS = [
     {'config', 'compat', 'show', 'runs'},
-    {'layout', 'sources', 'strokes', 'grammar', 'inkml', 'latex', 'masking', 'contrast', 'metrics'},
+    {'layout', 'sources', 'strokes', 'grammar', 'inkml', 'latex', 'masking', 'contrast', 'metrics', 'trees'},
     {'render', 'photo', 'synth', 'subexpressions', 'views', 'encoder', 'attention', 'automaton', 'decoder', 'search'},
     {'data', 'splits'},
     {'fit'},
