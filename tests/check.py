@@ -1,7 +1,7 @@
 """Say whether the tree is as the notebooks make it: cleaned, exported, README current. `python tests/check.py [readme]`.
 
 Works on a fresh clone and on a tree with changes of your own: what counts is that the steps leave every file as it was, those git does not know included."""
-import hashlib, re, subprocess, sys
+import hashlib, json, re, subprocess, sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -34,7 +34,9 @@ def readme(root=ROOT) -> str:
     nb.cells = kept
     exporter = MarkdownExporter()
     text, extra = exporter.from_notebook_node(nb, resources={'output_files_dir': 'figures', 'unique_key': 'readme'})
-    for name, data in sorted(extra.get('outputs', {}).items()): (root/name).write_bytes(data)
+    for name, data in sorted(extra.get('outputs', {}).items()):
+        (root/name).write_bytes(data)
+        (root/name).with_suffix('.json').write_text(json.dumps(dict(figure=Path(name).name, made_by='nbs/index.ipynb')) + '\n')
     text = re.sub(r'```python\n\s*```\n', '', text)
     text = re.sub(r'[ \t]+\n', '\n', text)
     return '<!-- made from nbs/index.ipynb by `make check`: change it there -->\n\n' + re.sub(r'\n{3,}', '\n\n', text).strip() + '\n'
