@@ -37,7 +37,7 @@ def readme(root=ROOT) -> str:
     for name, data in sorted(extra.get('outputs', {}).items()):
         (root/name).write_bytes(data)
         (root/name).with_suffix('.json').write_text(json.dumps(dict(figure=Path(name).name, made_by='nbs/index.ipynb')) + '\n')
-    text = re.sub(r'```python\n\s*```\n', '', text)
+    text = re.sub(r'```(?:python)?\n\s*\n```\n', '', text)
     text = re.sub(r'[ \t]+\n', '\n', text)
     return '<!-- made from nbs/index.ipynb by `make check`: change it there -->\n\n' + re.sub(r'\n{3,}', '\n\n', text).strip() + '\n'
 
