@@ -143,7 +143,9 @@ def fit(fabric: Fabric, model: nn.Module, step: Callable, batches: Callable, con
 
 # %% ../nbs/23_fit.ipynb #b9788905
 def _resume(fabric, run, model, average, optimizer):
-    if run is None or not run.path('checkpoint.safetensors').exists(): return 0, -math.inf
+    if run is None or not run.path('checkpoint.safetensors').exists():
+        if run and fabric.is_global_zero and run.records(): run.rewind(0)  # killed before the first checkpoint
+        return 0, -math.inf
     at, best = unpack_state(*load_tensors(run.path('checkpoint.safetensors')), model, average, optimizer, fabric.global_rank)
     if fabric.is_global_zero: run.rewind(at)
     return at, best

@@ -57,6 +57,7 @@ def test_killed_twice_and_the_comparison_can_fail(tmp_path):
     kill_after(command('finetune', tmp_path/'cut'), tmp_path/'cut', 8)
     finish(command('finetune', tmp_path/'cut'))
     assert same(tmp_path/'whole'/'model.safetensors', tmp_path/'cut'/'model.safetensors')
+    assert curve(tmp_path/'whole') == curve(tmp_path/'cut'), 'no record twice'
     finish(command('finetune', tmp_path/'other', 'seed=2'))
     assert not same(tmp_path/'whole'/'model.safetensors', tmp_path/'other'/'model.safetensors')
 
