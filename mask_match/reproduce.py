@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['PLACES', 'EXPERIMENTS', 'ReproduceError', 'Task', 'need_papermill', 'read_cells', 'signature', 'problems', 'ordered',
            'digest', 'code_digest', 'imports', 'used_code', 'path_digest', 'parents', 'leave', 'read_record', 'stale',
-           'same_library', 'misplaced', 'execute', 'alone', 'make_room', 'times', 'run_tasks', 'graph', 'reproduce']
+           'same_library', 'misplaced', 'patiently', 'execute', 'alone', 'make_room', 'times', 'run_tasks', 'graph',
+           'reproduce']
 
 # %% ../nbs/60_reproduce.ipynb #6221be3e
 import ast, difflib, hashlib, json, os, shutil, time, warnings
@@ -13,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
+from unittest import mock
 import mask_match
 from .config import override, parse_overrides, preset as preset_called, project_root
 from .runs import file_hash, followed, provenance, write_json
@@ -160,15 +162,10 @@ def stale(task: Task, record: dict | None, now: dict, runs, figures) -> str:  # 
     return f"not as it was left: {', '.join(lost)}" if lost or set(task.outputs) != set(record['outputs']) else ''
 
 # %% ../nbs/60_reproduce.ipynb #b00d711e
-@contextmanager
 def same_library():
-    "Let kernels import the very package that runs now."
-    old = os.environ.get('PYTHONPATH')
-    os.environ['PYTHONPATH'] = os.pathsep.join([str(Path(mask_match.__path__[0]).parent), *([old] if old else [])])
-    try: yield
-    finally:
-        if old is None: del os.environ['PYTHONPATH']
-        else: os.environ['PYTHONPATH'] = old
+    "A context in which kernels import the very package that runs now."
+    paths = [str(Path(mask_match.__path__[0]).parent), os.environ.get('PYTHONPATH')]
+    return mock.patch.dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, paths)))
 
 def misplaced(notebook, parameters: dict) -> str:  # '' when all is well
     "Say what is wrong with the place of the injected parameters in an executed notebook."
@@ -177,6 +174,14 @@ def misplaced(notebook, parameters: dict) -> str:  # '' when all is well
     if not parameters or (len(where) == 1 and where[0] > 0 and 'parameters' in tags[where[0] - 1]): return ''
     return 'the injected parameters do not stand right after the parameters cell: the defaults may have won'
 
+def patiently(run, tries=3):
+    "Call `run`; again where a kernel died before its first cell, as one does when another program has just taken its port."
+    for left in reversed(range(tries)):
+        try: return run()
+        except RuntimeError as e:
+            if left == 0 or 'before replying' not in str(e): raise
+
+# %% ../nbs/60_reproduce.ipynb #c331cc24
 def execute(task: Task, runs) -> Path:  # the executed notebook
     "Run one notebook; a failure leaves `NAME.failed.ipynb` and raises `ReproduceError`, an interruption leaves `NAME.partial.ipynb`."
     papermill, runs = need_papermill(), Path(runs)
@@ -184,8 +189,8 @@ def execute(task: Task, runs) -> Path:  # the executed notebook
     for old in (done, partial, failed): old.unlink(missing_ok=True)
     try:
         with same_library():
-            papermill.execute_notebook(str(task.notebook), str(partial), task.parameters, cwd=str(Path(task.notebook).parent),
-                                       progress_bar=False, start_timeout=300)  # seconds; a busy machine starts kernels slowly
+            patiently(lambda: papermill.execute_notebook(str(task.notebook), str(partial), task.parameters, cwd=str(Path(task.notebook).parent),
+                                                         progress_bar=False, start_timeout=300))  # seconds; a busy machine starts kernels slowly
         wrong = misplaced(partial, task.parameters) or ', '.join(f'it left no {n}' for n, h in leave(runs, task.outputs).items() if h is None)
     except Exception as e:
         where = f' (code cell {e.exec_count})' if hasattr(e, 'exec_count') else ''

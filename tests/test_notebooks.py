@@ -11,6 +11,7 @@ PAGES = {p.stem: p for p in sorted((ROOT/'nbs').glob('*.ipynb'))}
 LESSONS = {n: p for n, p in PAGES.items() if n[0].isdigit()}
 EXPERIMENTS = {p.stem: p for p in sorted((ROOT/'nbs'/'experiments').glob('*.ipynb'))}
 PAGE_SECONDS, HARD_SECONDS = 60, 300  # the budget on an idle machine, and what one cell gets on a busy one
+ALL_SECONDS = 300                     # what all pages may take together on two idle cores; a busy machine gets twice that
 
 def cells(path) -> list[dict]:
     return [dict(c, source=''.join(c['source'])) for c in json.loads(path.read_text())['cells']]
@@ -113,14 +114,14 @@ def executed(request):
     chosen = sorted({i.callspec.params['page'] for i in request.session.items if 'page' in getattr(getattr(i, 'callspec', None), 'params', {})})
     old = os.environ.get('PYTHONPATH')
     os.environ['PYTHONPATH'] = os.pathsep.join([str(ROOT), *([old] if old else [])])  # this tree's modules, whatever is installed
-    with ThreadPoolExecutor(max(2, min(4, (os.cpu_count() or 2)))) as pool: yield {p: pool.submit(run_page, PAGES[p]) for p in chosen}
+    with ThreadPoolExecutor(max(2, min(4, (os.cpu_count() or 2)))) as pool: yield {p: pool.submit(run_page, PAGES[p]) for p in chosen}, time.monotonic()
     if old is None: del os.environ['PYTHONPATH']
     else: os.environ['PYTHONPATH'] = old
 
 @pytest.mark.slow
 @pytest.mark.parametrize('page', PAGES)
 def test_page_runs(page, executed):
-    seconds, error = executed[page].result()
+    seconds, error = executed[0][page].result()
     assert not error, error
     if seconds > PAGE_SECONDS: warnings.warn(f'{page} took {seconds:.0f} s; the budget is {PAGE_SECONDS} s')
 
@@ -129,3 +130,11 @@ def test_a_failing_page_is_noticed(tmp_path):
     nbformat.write(nb, tmp_path/'bad.ipynb')
     seconds, error = run_page(tmp_path/'bad.ipynb')
     assert 'told you' in error and 'ZeroDivision' not in error
+
+@pytest.mark.slow
+def test_all_pages_keep_the_budget(executed):
+    pages, start = executed
+    for p in pages.values(): p.result()
+    seconds = time.monotonic() - start
+    if seconds > ALL_SECONDS: warnings.warn(f'{len(pages)} pages took {seconds:.0f} s; the budget is {ALL_SECONDS} s on two idle cores')
+    assert seconds < 2 * ALL_SECONDS, f'{len(pages)} pages took {seconds:.0f} s'
