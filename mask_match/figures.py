@@ -100,8 +100,9 @@ def result_row(name: str, metrics: dict) -> dict:  # percentages
 
 def report_rows(name: str, metrics: list, config: Config) -> list:  # rows of one table
     "Our rows, then the published ones for CROHME 2014 with their source."
+    supervision = 'LaTeX and symbol groups' if config.finetune.symbol_weight or config.finetune.cutout_share else 'LaTeX'
     ours = [{'model': name, 'ink': f"{m['split']} ({'CROHME' if config.data.source == 'crohme' else 'synthesised'})",
              'n': m['n'], 'ExpRate %': round(100*m['exprate'], 2),
-             '95 % interval': '-'.join(f'{100*x:.1f}' for x in m['ci95']['exprate']), 'source': 'this run'} for m in metrics]
+             '95 % interval': '-'.join(f'{100*x:.1f}' for x in m['ci95']['exprate']), 'source': f'this run; supervision: {supervision}'} for m in metrics]
     return ours + [{'model': model, 'ink': 'test2014 (CROHME)', 'n': 986, 'ExpRate %': rate, '95 % interval': None, 'source': source}
                    for model, rate, source in PUBLISHED]

@@ -47,6 +47,7 @@ class Report:
     n_out: int                                    # expressions read
     rejected: tuple = ()                          # of `Rejected`
     renamed: dict = field(default_factory=dict)   # new name -> path, where two files had one name
+    n_captions: int = 0                           # expressions whose truth came from the captions given
 
     @property
     def n_rejected(self): return len(self.rejected)
@@ -276,18 +277,18 @@ def _try(item):
 def read_inks(sources, captions: dict | None = None, processes: int = 1, keep=None) -> tuple[list[Ink], Report]:
     """Read all ink; bad files are in the report; a second file of one name becomes name~2 and is noted there.
     `captions` {name or UI name: tokens} replaces truths; `keep(path) -> bool` chooses files: the others are not counted."""
-    captions, problems, inks, rejected, renamed, names, paths = captions or {}, [], [], [], {}, set(), []
+    captions, problems, inks, rejected, renamed, names, paths, n_captions = captions or {}, [], [], [], {}, set(), [], 0
     sources = [sources] if isinstance(sources, (str, os.PathLike)) else sources
     items = (paths.append(item[0]) or item for item in read_sources(*sources, problems=problems) if keep is None or keep(item[0]))
     with multiprocessing.Pool(processes) if processes > 1 else contextlib.nullcontext() as pool:
         for path, (ink, ui) in enumerate(pool.imap(_try, items, 32) if pool else map(_try, items)):
             if isinstance(ink, Rejected):
                 rejected.append(ink); continue
-            name, truth = ink.name, captions.get(ink.name, captions.get(ui, ink.truth))
+            name, key = ink.name, ink.name if ink.name in captions else ui
             while name in names: name += '~2'
             if name != ink.name: renamed[name] = paths[path]
-            names.add(name); inks.append(replace(ink, name=name, truth=truth))
-    return inks, Report(len(paths) + len(problems), len(inks), tuple(problems + rejected), renamed)
+            n_captions += key in captions; names.add(name); inks.append(replace(ink, name=name, truth=captions.get(key, ink.truth)))
+    return inks, Report(len(paths) + len(problems), len(inks), tuple(problems + rejected), renamed, n_captions)
 
 # %% ../nbs/10_inkml.ipynb #93e20b2d
 def write_ink(ink: Ink) -> bytes:

@@ -136,13 +136,16 @@ def splits_in(sources, asked: str | None = None) -> list:  # of names
 
 def pack_source(sources, splits, folder, captions=None, cutouts: bool = True) -> dict:  # manifests by split
     "Pack InkML sources into `folder`, one file a split; cut-outs of sub-expressions for train only; `RunError` where a split has no ink."
-    made, found = {}, {split_of(name) for name, _ in read_sources(*sources, problems=[])}
+    made, found, n_captions = {}, {split_of(name) for name, _ in read_sources(*sources, problems=[])}, 0
     for split in splits:
         inks, report = read_inks(sources, captions, keep=(lambda name: split_of(name) == split) if split in found else None)
         if not inks:
             first = f'; the first, {report.rejected[0].name}: {report.rejected[0].reason}' if report.rejected else '; is this the right folder?'
             raise RunError(f"{', '.join(map(str, sources))}: none of {report.n_in} files could be used for split '{split}'{first}")
+        n_captions += report.n_captions
         made[split] = pack(inks, Path(folder)/f'{split}.safetensors', split, report.rejected, cutouts and split == 'train')
+    if captions and not n_captions:
+        raise RunError(f"the captions name none of the inks (one is for '{next(iter(captions))}', an ink is '{inks[0].name}'); give the captions of this ink")
     return made
 
 def packed_split(data, split: str, captions, folder) -> Path:

@@ -13,7 +13,7 @@ from .attend import Attender
 from .attend import step as attend_step
 from .attention import AttentionNet
 from .config import Config
-from .data import Epoch, Packed, rejected_records, stack_images, stream
+from .data import Epoch, Packed, left_out, rejected_records, stack_images, stream
 from .encoder import make_encoder
 from .finetune import MaskMatch, finetune_step, make_model, read_batch, save_model, take_over
 from .fit import fit, make_fabric
@@ -71,8 +71,6 @@ def _end(run, fabric, weights, stage, **facts):
     return run
 
 # %% ../nbs/43_stages.ipynb #02e2fa4e
-def _too_long(packed, config): return [n for i, n in enumerate(packed.names) if len(packed.caption(i)) > config.decoder.max_tokens]
-
 def validate(model: MaskMatch, packed: Packed, vocabulary: Vocabulary, config: Config, precision=torch.bfloat16) -> dict:
     "Greedy reading of a split: `score` (ExpRate, rejected ink counted as wrong) and token error rate, fractions."
     epoch, was_training = Epoch(packed, vocabulary, config, config.finetune.fit, is_training=False), model.training
@@ -94,12 +92,12 @@ def finetune(config: Config, packed: Packed, folder, start=None, validation: Pac
     slow = {f'{part}': c.encoder_lr for part in take_over(model, weights_of(start))} if start else {}
     batches = lambda at: stream(packed, vocabulary, config, c.fit, at, share=(c.cutout_share, c.cutout_end), rank=fabric.global_rank, world=fabric.world_size)
     evaluate = validation and (lambda m: validate(m, validation, vocabulary, config))
-    told = dict(words=list(vocabulary.words), too_long=_too_long(packed, config))
+    told = dict(words=list(vocabulary.words), left_out=left_out(packed, vocabulary, config))
     for record in fit(fabric, model, finetune_step, batches, c.fit, config.seed, run, evaluate, slow, notes=told): on_record(record)
     if fabric.is_global_zero:
         if run.path('best.safetensors').exists(): model.load_state_dict(load_tensors(run.path('best.safetensors'))[0])
         save_model(run.path('model.safetensors'), model, config, vocabulary, dict(stage='finetune'), torch.float32)
-    return _end(run, fabric, _parts(model, 'encoder', 'attention'), 'finetune', too_long=told['too_long'])
+    return _end(run, fabric, _parts(model, 'encoder', 'attention'), 'finetune', left_out=told['left_out'])
 
 # %% ../nbs/43_stages.ipynb #56dd3d0c
 @torch.no_grad()

@@ -45,6 +45,7 @@ def place(tmp_path_factory):
     (p/'notes.txt').write_text('no ink, no weights'); (p/'empty').mkdir()
     (p/'cut.zip').write_bytes(b'PK\x03\x04' + bytes(20))
     (p/'captions.txt').write_text('no tab here\n')
+    (p/'others.txt').write_text('nobody\tx + 1\n')
     torch.manual_seed(0)
     vocabulary = Vocabulary.field()
     save_model(p/'model.safetensors', MaskMatch(smoke(), len(vocabulary)), smoke(), vocabulary, {})
@@ -205,6 +206,7 @@ BAD = {  # name -> (arguments, {place} and {new} filled in; words of the answer)
     'broken archive': ('data {place}/cut.zip --out {new}', ['archive']),
     'captions that are none': ('data {place}/plain --captions {place}/captions.txt --out {new}', ['captions.txt', 'line 1', 'tab']),
     'captions that are a picture': ('data {place}/plain --captions {place}/a.png --out {new}', ['a.png', 'captions']),
+    'captions of other ink': ('data {place}/plain --captions {place}/others.txt --out {new}', ['name none of the inks', "'nobody'"]),
     'captions that are not there': ('data {place}/plain --captions {place}/capt.txt --out {new}', ['capt.txt', "captions.txt'"]),
     'split with a slash': ('data {place}/plain --split a/b --out {new}', ["'a/b'", 'letters']),
     'split in no folder': ('data {place}/ink --split trian --out {new}', ["'trian'", "'train'"]),
