@@ -216,7 +216,7 @@ COMMANDS = dict(synth=(run_synth, 'write handwriting of our own as InkML'), data
 _KV = dict(nargs='+', action='extend', default=[], metavar='KEY=VALUE', help='change settings, e.g. finetune.fit.lr=3e-4')
 _PRESET = ('--preset', dict(default='quick', metavar='P', help='smoke, quick, cpu or paper (default: quick)'))
 _STAGE = [_PRESET, ('--data', dict(metavar='DIR', help='packed ink, or InkML to be packed; without it, ink of our own')), ('--set', _KV),
-          ('--from', dict(dest='start', metavar='RUN', help='run folder or weights of an earlier stage (default: random weights)')),
+          ('--from', dict(dest='start', metavar='RUN', help='run folder or weights of an earlier stage, or of a whole model (default: random weights)')),
           ('--out', dict(metavar='RUN', help='run folder (default: runs/PRESET/STAGE); an interrupted run continues'))]
 _OUT = ('--out', dict(required=True, metavar='DIR', help='folder to write'))
 _CAPTIONS = ('--captions', dict(metavar='FILE', help='lines of name, tab, LaTeX that replace the truths in the ink'))

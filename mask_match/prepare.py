@@ -20,7 +20,7 @@ from .latex import Vocabulary
 from .runs import RunError, file_hash
 from .sources import read_sources
 from .splits import make_splits
-from .stages import weights_of
+from .stages import WHOLE, weights_of
 from torch import nn
 
 # %% ../nbs/49_prepare.ipynb #7cc7697f
@@ -108,7 +108,7 @@ def check_start(stage: str, config: Config, start=None) -> None:
     if start is None: return
     path = weights_of(existing(start))
     if not path.is_file(): raise RunError(f'{start}: a folder without weights.safetensors; give the folder of a finished pretrain or attend run')
-    take_over(model, path, ('encoder.',) if stage == 'pretrain' else ('encoder.', 'attention.'))
+    take_over(model, path, dict(pretrain=('encoder.',), attend=('encoder.', 'attention.'), finetune=WHOLE)[stage])
 
 # %% ../nbs/49_prepare.ipynb #f960dfba
 def read_captions(path) -> dict | None:  # name -> caption
