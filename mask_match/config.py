@@ -155,6 +155,7 @@ class Config:
     devices: int = 1                                                # processes or GPUs
     threads: int = 2                                                # torch threads a process (CPU)
     beam: int = 5                                                   # beam of the final evaluation
+    valid_only: bool = True                                         # the search writes nothing but valid LaTeX (grammar automaton)
     data: DataConfig = field(default_factory=DataConfig)            # ink
     render: RenderConfig = field(default_factory=RenderConfig)      # ink -> image
     augment: AugmentConfig = field(default_factory=AugmentConfig)   # only in training
@@ -207,12 +208,13 @@ def _cast(value, kind, name):
         try: made = kind(value)
         except ValueError: made = None
         if made is not None:
-            if made not in _choices.get(name, (made,)): raise ConfigError(f"'{name}' is one of {', '.join(_choices[name])}; got '{value}'")
+            choices = _choices.get(name.rpartition('.')[2], (made,))
+            if made not in choices: raise ConfigError(f"'{name}' is one of {', '.join(choices)}; got '{value}'")
             return made
     raise ConfigError(f"'{name}' takes {'true or false' if kind is bool else kind.__name__}; got {value!r}")
 
 # %% ../nbs/00_config.ipynb #672e080a
-def override(config, changes: dict):
+def override(config, changes: dict, within: str = ''):  # `within`: the dotted name of this group, with a dot at its end
     "Change settings by dotted names, e.g. `{'finetune.fit.lr': '3e-4'}`; strings are cast to the setting's type."
     for dotted, value in changes.items():
         head, _, rest = dotted.partition('.')
@@ -222,7 +224,8 @@ def override(config, changes: dict):
         if rest and not dataclasses.is_dataclass(inner): raise ConfigError(f"'{head}' is a single setting; it has no '{rest}'")
         if not rest and dataclasses.is_dataclass(inner):
             raise ConfigError(f"'{head}' is a group; name one of its settings: {', '.join(f.name for f in dataclasses.fields(inner))}")
-        config = dataclasses.replace(config, **{head: override(inner, {rest: value}) if rest else _cast(value, _kind(fields[head]), head)})
+        made = override(inner, {rest: value}, f'{within}{head}.') if rest else _cast(value, _kind(fields[head]), within + head)
+        config = dataclasses.replace(config, **{head: made})
     return config
 
 def parse_overrides(items) -> dict:

@@ -95,8 +95,8 @@ def result_row(name: str, metrics: dict) -> dict:  # percentages
     percent = lambda key: round(100*metrics[key], 2)
     return {'model': name, 'split': metrics['split'], 'n': metrics['n'], 'ExpRate %': percent('exprate'),
             '95 % interval': f'{100*low:.1f}-{100*high:.1f}', '<=1 %': percent('leq1'), '<=2 %': percent('leq2'), '<=3 %': percent('leq3'),
-            'token error %': percent('token_error_rate'), 'structure %': percent('structure_rate'), 'beam': metrics['beam'], 'rejected': metrics['n_rejected'],
-            'seconds': metrics['seconds']}
+            'token error %': percent('token_error_rate'), 'structure %': percent('structure_rate'), 'symLG %': percent('exprate_symlg'),
+            'beam': metrics['beam'], 'rejected': metrics['n_rejected'], 'seconds': metrics['seconds']}
 
 def report_rows(name: str, metrics: list, config: Config) -> list:  # rows of one table
     "Our rows, then the published ones for CROHME 2014 with their source."

@@ -102,11 +102,11 @@ def finetune_step(model: MaskMatch, batch: Batch, progress: float, generator) ->
 
 # %% ../nbs/42_finetune.ipynb #e48a7142
 @torch.no_grad()
-def read_batch(model: MaskMatch, batch: Batch, beam: int, max_tokens: int) -> list[list[Hypothesis]]:  # per expression, best first
-    "Read a batch: greedily where `beam` is 1, else by beam search in both directions."
+def read_batch(model: MaskMatch, batch: Batch, beam: int, max_tokens: int, grammar=None) -> list[list[Hypothesis]]:  # per expression, best first
+    "Read a batch: greedily where `beam` is 1, else by beam search in both directions; `grammar`: an Automaton of the vocabulary, for valid LaTeX only."
     features, maps, is_blank = model.encode(batch.image, batch.sizes)
-    if beam == 1: return [[h] for h in greedy(model.decoder, features, maps, is_blank, max_tokens)]
-    return beam_search(model.decoder, features, maps, is_blank, beam, max_tokens, both_directions=model.both)
+    if beam == 1: return [[h] for h in greedy(model.decoder, features, maps, is_blank, max_tokens, grammar)]
+    return beam_search(model.decoder, features, maps, is_blank, beam, max_tokens, both_directions=model.both, grammar=grammar)
 
 # %% ../nbs/42_finetune.ipynb #4ea02bfe
 def take_over(model: nn.Module, path, parts: tuple = ('encoder.', 'attention.')) -> list:  # prefixes found

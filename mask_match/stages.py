@@ -6,6 +6,7 @@
 __all__ = ['WHOLE', 'weights_of', 'pretrain', 'attend', 'validate', 'finetune', 'stage_maps']
 
 # %% ../nbs/43_stages.ipynb #8f35c3c4
+import math
 from collections.abc import Callable
 from pathlib import Path
 import torch
@@ -41,7 +42,7 @@ def _begin(config, packed, folder, start, *own):
 def _parts(model, *names): return {k: v for k, v in model.state_dict().items() if k.startswith(tuple(f'{n}.' for n in names))}
 
 # %% ../nbs/43_stages.ipynb #1af01f58
-def pretrain(config: Config, packed: Packed, folder, start=None, on_record: Callable = lambda r: None) -> Run:
+def pretrain(config: Config, packed: Packed, folder, start=None, on_record: Callable = lambda r: None, until: float = math.inf) -> Run:
     "Stage 1 as a run: global and local contrast; hands over the encoder. Resumes; returns at once when finished."
     run = _begin(config, packed, folder, start, 'pretrain')
     if run.is_done: return run
@@ -49,10 +50,10 @@ def pretrain(config: Config, packed: Packed, folder, start=None, on_record: Call
     model = Pretrainer(make_encoder(config.encoder), c)
     if start: take_over(model, weights_of(start), ('encoder.',))
     batches = lambda at: stream(packed, Vocabulary.field(), config, c.fit, at, with_views=True, rank=fabric.global_rank, world=fabric.world_size)
-    for record in fit(fabric, model, pretrain_step, batches, c.fit, config.seed, run): on_record(record)
+    for record in fit(fabric, model, pretrain_step, batches, c.fit, config.seed, run, until=until): on_record(record)
     return _end(run, fabric, _parts(model, 'encoder'), 'pretrain')
 
-def attend(config: Config, packed: Packed, folder, start=None, on_record: Callable = lambda r: None) -> Run:
+def attend(config: Config, packed: Packed, folder, start=None, on_record: Callable = lambda r: None, until: float = math.inf) -> Run:
     "Stage 2 as a run: progressive spatial masking; hands over encoder and attention network."
     run = _begin(config, packed, folder, start, 'attend')
     if run.is_done: return run
@@ -61,7 +62,7 @@ def attend(config: Config, packed: Packed, folder, start=None, on_record: Callab
     if start: take_over(torch.nn.ModuleDict(dict(encoder=encoder, attention=attention)), weights_of(start))
     model = Attender(encoder, attention, c, config.render.stroke_height)
     batches = lambda at: stream(packed, Vocabulary.field(), config, c.fit, at, rank=fabric.global_rank, world=fabric.world_size)
-    for record in fit(fabric, model, attend_step, batches, c.fit, config.seed, run, after_step=lambda m: m.update_teacher()): on_record(record)
+    for record in fit(fabric, model, attend_step, batches, c.fit, config.seed, run, after_step=lambda m: m.update_teacher(), until=until): on_record(record)
     return _end(run, fabric, _parts(model, 'encoder', 'attention'), 'attend')
 
 def _end(run, fabric, weights, stage, **facts):
@@ -85,7 +86,8 @@ def validate(model: MaskMatch, packed: Packed, vocabulary: Vocabulary, config: C
     made = score([dict(name=n, truth=packed.caption(i), prediction=read[n]) for i, n in enumerate(packed.names)] + rejected_records(packed))
     return dict(score=made['exprate'], token_error_rate=made['token_error_rate'])
 
-def finetune(config: Config, packed: Packed, folder, start=None, validation: Packed | None = None, on_record: Callable = lambda r: None) -> Run:
+def finetune(config: Config, packed: Packed, folder, start=None, validation: Packed | None = None, on_record: Callable = lambda r: None,
+             until: float = math.inf) -> Run:
     "Stage 3 as a run: supervised training to LaTeX; `model.safetensors` is the best on validation (the last without one)."
     run = _begin(config, packed, folder, start, 'attend', 'decoder', 'finetune')
     if run.is_done: return run
@@ -96,7 +98,7 @@ def finetune(config: Config, packed: Packed, folder, start=None, validation: Pac
     batches = lambda at: stream(packed, vocabulary, config, c.fit, at, share=(c.cutout_share, c.cutout_end), rank=fabric.global_rank, world=fabric.world_size)
     evaluate = validation and (lambda m: validate(m, validation, vocabulary, config))
     told = dict(words=list(vocabulary.words), left_out=left_out(packed, vocabulary, config))
-    for record in fit(fabric, model, finetune_step, batches, c.fit, config.seed, run, evaluate, slow, notes=told): on_record(record)
+    for record in fit(fabric, model, finetune_step, batches, c.fit, config.seed, run, evaluate, slow, notes=told, until=until): on_record(record)
     if fabric.is_global_zero:
         if run.path('best.safetensors').exists(): model.load_state_dict(load_tensors(run.path('best.safetensors'))[0])
         save_model(run.path('model.safetensors'), model, config, vocabulary, dict(stage='finetune'), torch.float32)

@@ -7,7 +7,7 @@ from mask_match import cli
 from mask_match.config import RenderConfig, smoke
 from mask_match.finetune import MaskMatch, save_model
 from mask_match.inkml import write_ink
-from mask_match.latex import Vocabulary
+from mask_match.latex import Vocabulary, is_valid
 from mask_match.render import render
 from mask_match.runs import load_tensors, save_tensors
 from mask_match.synth import sample_inks, synthesise
@@ -114,6 +114,19 @@ def test_training_on_given_ink(place, tmp_path):
     a, b = (load_tensors(tmp_path/n/'weights.safetensors')[0] for n in 'ab')
     assert all(torch.equal(a[k], b[k]) for k in a), 'packed before, or packed on the way: the same run'
 
+@pytest.mark.parametrize('stage', ['pretrain', 'attend', 'finetune'])
+def test_three_slices_are_one_run(stage, place, tmp_path, monkeypatch):
+    "`--deadline-s` stops with exit code 3 and a checkpoint; here the time is always over, so every slice is one step."
+    told = [stage, *TINY, f'{stage}.fit.steps=3', '--data', place/'packed', '--out']
+    ok(*told, tmp_path/'whole')
+    assert call(*told, tmp_path/'ample', '--deadline-s', 900)[0] == 0
+    monkeypatch.setattr('mask_match.fit._Watch.is_over', lambda self: self.until < float('inf'))
+    codes, said, _ = zip(*(call(*told, tmp_path/'cut', '--deadline-s', 900) for _ in range(3)))
+    assert codes == (3, 3, 0) and '1 of 3 steps' in said[0] and '2 of 3 steps' in said[1]
+    for name in ('weights.safetensors', 'checkpoint.safetensors', *['model.safetensors']*(stage == 'finetune')):
+        whole, ample, cut = (load_tensors(tmp_path/folder/name)[0] for folder in ('whole', 'ample', 'cut'))
+        assert all(torch.equal(whole[k], cut[k]) and torch.equal(whole[k], ample[k]) for k in whole), name
+
 def test_evaluate_writes_metrics_and_predictions(place, tmp_path):
     out = ok('evaluate', '--data', place/'packed', '--split', 'validation', '--weights', place/'runs'/'three', '--beam', 2, '--json', tmp_path/'m.json', '--predictions', tmp_path/'p.jsonl')
     made = json.loads((tmp_path/'m.json').read_text())
@@ -124,12 +137,33 @@ def test_evaluate_writes_metrics_and_predictions(place, tmp_path):
     again = json.loads((tmp_path/'n.json').read_text())
     assert {k: v for k, v in made.items() if k != 'seconds'} == {k: v for k, v in again.items() if k != 'seconds'}
 
+def test_valid_latex_unless_unbound(place, tmp_path):
+    "A model of random weights, fond of braces, writes nonsense; bound to the grammar it is LaTeX."
+    vocabulary, said = Vocabulary.field(), {}
+    model = MaskMatch(smoke(), len(vocabulary))
+    with torch.no_grad(): model.decoder.head.bias[vocabulary.encode('{ } ^ _ \\frac'.split())] += 2
+    save_model(tmp_path/'model.safetensors', model, smoke(), vocabulary, {})
+    for name, more in (('bound', []), ('unbound', ['--unbound'])):
+        ok('evaluate', '--data', place/'packed', '--split', 'validation', '--weights', tmp_path/'model.safetensors', '--beam', 2,
+           '--json', tmp_path/f'{name}.json', '--predictions', tmp_path/f'{name}.jsonl', *more)
+        made = json.loads((tmp_path/f'{name}.json').read_text())
+        assert made['valid_only'] is (name == 'bound') and made['exprate_symlg'] >= made['exprate']
+        said[name] = [is_valid(json.loads(line)['prediction']) for line in (tmp_path/f'{name}.jsonl').read_text().splitlines()]
+    assert all(said['bound']) and not all(said['unbound'])
+
+def test_bench(place):
+    made = json.loads(ok('bench', 'train', '--preset', 'smoke', '--set', 'threads=1', '--data', place/'packed', '--json'))
+    assert made['expressions'] > 0 and set(made['expressions_per_second']) == {'data', 'model', 'both'} and made['both_over_model'] > 0 and 0 <= made['padding'] < 1
+    made = json.loads(ok('bench', 'decode', '--preset', 'smoke', '--set', 'threads=1', '--json'))
+    assert [row['tokens'] for row in made['lengths']] == [20, 50, 100, 150] and made['beam'] == 10
+    assert all(row['ratio'] > 0 and row['recomputing_ms'] > 0 for row in made['lengths'][:2])
+
 def test_recognize(place, tmp_path):
     lines = ok('recognize', place/'a.inkml', place/'a.png', '--weights', place/'model.safetensors', '--overlay', tmp_path/'looks').splitlines()
     assert [l.split('\t')[0] for l in lines] == [str(place/'a.inkml'), str(place/'a.png')] and all(0 <= float(l.split('\t')[1]) <= 1 for l in lines)
     assert sorted(p.name for p in (tmp_path/'looks').iterdir()) == ['a~1.png', 'a~2.png']
     made = json.loads(ok('recognize', place/'a.inkml', '--weights', place/'model.safetensors', '--json', '--beam', 1))
-    assert made[0]['file'] == str(place/'a.inkml') and len(made[0]['hypotheses']) == 1
+    assert made[0]['file'] == str(place/'a.inkml') and len(made[0]['hypotheses']) == 1 and made[0]['mathml'].startswith('<math')
 
 def test_recognize_goes_on_after_a_bad_file(place):
     code, out, err = call('recognize', place/'cut.inkml', place/'a.inkml', place/'blank.png', '--weights', place/'model.safetensors', '--beam', 1)
@@ -206,6 +240,7 @@ BAD = {  # name -> (arguments, {place} and {new} filled in; words of the answer)
     'broken archive': ('data {place}/cut.zip --out {new}', ['archive']),
     'captions that are none': ('data {place}/plain --captions {place}/captions.txt --out {new}', ['captions.txt', 'line 1', 'tab']),
     'captions that are a picture': ('data {place}/plain --captions {place}/a.png --out {new}', ['a.png', 'captions']),
+    'a benchmark that is none': ('bench trian', ["'trian'", "'train'"]),
     'captions of other ink': ('data {place}/plain --captions {place}/others.txt --out {new}', ['name none of the inks', "'nobody'"]),
     'captions that are not there': ('data {place}/plain --captions {place}/capt.txt --out {new}', ['capt.txt', "captions.txt'"]),
     'split with a slash': ('data {place}/plain --split a/b --out {new}', ["'a/b'", 'letters']),

@@ -8,7 +8,8 @@ TIMES = {'expressions_per_second', 'seconds'}  # of one machine at one moment
 FIGURES = ['data', 'training_ink', 'pretrain', 'masking_curriculum', 'attend', 'learning_curve', 'attention_maps', 'results', 'examples', 'fixtures', 'report']
 
 def start(folder) -> subprocess.Popen:
-    command = [sys.executable, '-m', 'mask_match.cli', 'reproduce', '--preset', 'smoke', '--runs', str(folder/'runs'), '--figures', str(folder/'figures')]
+    command = [sys.executable, '-m', 'mask_match.cli', 'reproduce', '--preset', 'smoke', '--runs', str(folder/'runs'), '--figures', str(folder/'figures'),
+               '--set', 'threads=1']  # two chains share the cores
     return subprocess.Popen(command, cwd=ROOT, env=dict(os.environ, PYTHONPATH=str(ROOT)), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 def timeless(data):

@@ -12,7 +12,7 @@ LAYERS = [
     {'fit'},
     {'pretrain', 'attend', 'finetune'},
     {'stages'},
-    {'prepare', 'recognize', 'evaluate', 'figures'},
+    {'calibration', 'prepare', 'recognize', 'evaluate', 'figures', 'terminal', 'bench'},
     {'reproduce'},
     {'cli'},
 ]
