@@ -27,7 +27,7 @@ def bench_train(config: Config, packed: Packed, batches: int = 40) -> dict:  # r
     "Rates of stage 3: data alone, model alone, both; and the share of pixels that are padding. One process."
     vocabulary, c = Vocabulary.field(), config.finetune
     fabric, some = make_fabric(config, c.fit), replace(c.fit, steps=batches, log_every=batches, evaluate_every=0, accumulate=1)
-    fresh = lambda: islice(stream(packed, vocabulary, config, some, share=(c.cutout_share, c.cutout_share)), batches)
+    fresh = lambda: islice(stream(packed, vocabulary, config, some, share=(c.cutout_share, c.cutout_share), exchange=c.exchange_share), batches)
     train = lambda source: _seconds(lambda: list(fit(fabric, make_model(config, vocabulary), finetune_step, lambda at: iter(source), some, config.seed)))
     made = list(fresh())
     n, padding = sum(len(b.names) for b in made), 1 - sum(b.sizes.prod(1).sum().item() for b in made)/sum(b.image.numel() for b in made)

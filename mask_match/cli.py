@@ -151,7 +151,7 @@ def run_reproduce(args):
 
 def run_info(args):
     "Versions, hardware, data and weights."
-    from mask_match.data import find_crohme
+    from mask_match.splits import find_crohme
     from mask_match.evaluate import card_lines
     from mask_match.recognize import default_weights
     from mask_match.runs import RunError, file_hash, provenance

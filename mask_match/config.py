@@ -134,7 +134,11 @@ class FinetuneConfig:
     symbol_weight: float = 0.5       # of the symbol class at symbol centres (ours; uses the ink's symbol groups, not only LaTeX); 0: off
     cutout_share: float = 0.0        # share of training samples that are sub-expressions cut out by the MathML tree (fraction)
     cutout_end: float = 0.0          # the same share at the end of training (fraction; linear in between)
+    exchange_share: float = 0.0      # share of whole expressions in which parts change places with like parts of others (fraction; ours)
     fit: FitConfig = field(default_factory=FitConfig)
+
+    @property
+    def uses_parts(self): return max(self.cutout_share, self.cutout_end, self.exchange_share) > 0  # sub-expressions, cut by the ink's symbol groups
 
 # %% ../nbs/00_config.ipynb #2d6c7288
 @dataclass(frozen=True)
@@ -258,7 +262,8 @@ def cpu():
     return Config(preset='cpu', data=DataConfig(source='crohme'), encoder=EncoderConfig(width=192),
                   decoder=DecoderConfig(heads=6, layers=2, feedforward=768, dropout=0.2),
                   pretrain=PretrainConfig(fit=replace(fit, steps=600)), attend=AttendConfig(fit=replace(fit, steps=600)),
-                  finetune=FinetuneConfig(cutout_share=0.5, cutout_end=0.2, fit=replace(fit, steps=13_000, evaluate_every=1500, checkpoint_every=500)))
+                  finetune=FinetuneConfig(cutout_share=0.5, cutout_end=0.2, exchange_share=0.5,
+                                          fit=replace(fit, steps=15_000, evaluate_every=1500, checkpoint_every=500)))
 
 def paper():
     "The full-size system on one GPU."
@@ -267,7 +272,8 @@ def paper():
                   render=RenderConfig(stroke_height=28., pen_width=3., margin=13, max_height=448, max_width=1792),
                   encoder=EncoderConfig(name='densenet_b'), decoder=DecoderConfig(dropout=0.3, max_tokens=200),
                   pretrain=PretrainConfig(hidden=1024, projection=512, fit=replace(fit, steps=2000)), attend=AttendConfig(fit=replace(fit, steps=2000)),
-                  finetune=FinetuneConfig(cutout_share=0.5, cutout_end=0.2, fit=replace(fit, steps=12_000, evaluate_every=1000)))
+                  finetune=FinetuneConfig(cutout_share=0.5, cutout_end=0.2, exchange_share=0.5,
+                                          fit=replace(fit, steps=12_000, evaluate_every=1000)))
 
 # %% ../nbs/00_config.ipynb #ed0f44c6
 PRESETS = dict(smoke=smoke, quick=quick, cpu=cpu, paper=paper)

@@ -15,11 +15,12 @@ import torch
 from .automaton import Automaton
 from .calibration import calibration_error, fit_temperature, probability, tempered
 from .config import Config, config_hash
-from .data import Epoch, Packed, load_packed, pack, read_split, rejected_records
+from .data import Epoch, Packed, load_packed, pack, rejected_records
 from .finetune import MaskMatch, load_model, read_batch, save_model
 from .latex import Vocabulary
 from .metrics import score
 from .runs import Run, RunError, atomic, file_hash, load_tensors, write_json
+from .splits import read_split
 from .trees import symlg_score
 
 # %% ../nbs/51_evaluate.ipynb #b5a615a9
@@ -80,7 +81,7 @@ def evaluate(data, split: str, weights, beam: int = 5, predictions=None, caption
 def card_of(run: Run, data: str, licence: str, notes: str = '') -> dict:
     "What a finished finetune run says of itself; `notes`: what its record does not show."
     config, when = run.config, {name: json.loads(run.path(f'{name}.json').read_text()) for name in ('environment', 'done', 'inputs')}
-    symbols = config.finetune.symbol_weight or config.finetune.cutout_share
+    symbols = config.finetune.symbol_weight or config.finetune.uses_parts
     return dict(data=data, licence=licence, supervision='LaTeX' + (' and symbol groups of the training ink' if symbols else ''), preset=config.preset,
                 seed=config.seed, config=config_hash(config), steps=max(r['step'] for r in run.records('loss')), started=when['environment']['date'],
                 finished=when['done']['date'], chosen_on_validation=run.records('validation_score'), trained=when['environment'],

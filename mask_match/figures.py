@@ -100,7 +100,7 @@ def result_row(name: str, metrics: dict) -> dict:  # percentages
 
 def report_rows(name: str, metrics: list, config: Config) -> list:  # rows of one table
     "Our rows, then the published ones for CROHME 2014 with their source."
-    supervision = 'LaTeX and symbol groups' if config.finetune.symbol_weight or config.finetune.cutout_share else 'LaTeX'
+    supervision = 'LaTeX and symbol groups' if config.finetune.symbol_weight or config.finetune.uses_parts else 'LaTeX'
     ours = [{'model': name, 'ink': f"{m['split']} ({'CROHME' if config.data.source == 'crohme' else 'synthesised'})",
              'n': m['n'], 'ExpRate %': round(100*m['exprate'], 2),
              '95 % interval': '-'.join(f'{100*x:.1f}' for x in m['ci95']['exprate']), 'source': f'this run; supervision: {supervision}'} for m in metrics]

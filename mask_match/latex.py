@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['FIELD_WORDS', 'LETTERS', 'EXTRA', 'STRUCTURE', 'SYMBOLS', 'UNICODE', 'MAX_CHARACTERS', 'MAX_TOKENS', 'MAX_DEPTH',
-           'DROPPED', 'SYNONYMS', 'RELATIONS', 'SPECIAL', 'PAD', 'SOS', 'EOS', 'UNK', 'LatexError', 'tokenize', 'Tree',
-           'parse', 'unparse', 'canonical', 'to_latex', 'is_valid', 'depth', 'structure', 'Vocabulary']
+           'DROPPED', 'SYNONYMS', 'RELATIONS', 'BRACES', 'SPECIAL', 'PAD', 'SOS', 'EOS', 'UNK', 'LatexError',
+           'tokenize', 'Tree', 'parse', 'unparse', 'canonical', 'to_latex', 'is_valid', 'depth', 'structure',
+           'Vocabulary']
 
 # %% ../nbs/12_latex.ipynb #2b300eb6
 import html, re, reprlib
@@ -196,7 +197,7 @@ def parse(tokens) -> Tree:  # the root: symbol '', one row 'inside'
     if len(tokens) > MAX_TOKENS: _fail(tokens, f'{len(tokens)} tokens, at most {MAX_TOKENS} are read', 'pass one expression at a time')
     return Tree('', (('inside', _row(tokens, 0, 0, '')[0]),))
 
-_BRACES = dict(inside=('', ''), index=('[', ']'), subscript=('_ {', '}'), superscript=('^ {', '}'))
+BRACES = dict(inside=('', ''), index=('[', ']'), subscript=('_ {', '}'), superscript=('^ {', '}'))
 
 # %% ../nbs/12_latex.ipynb #fc13499e
 def _write(tree, level, compiles):
@@ -204,7 +205,7 @@ def _write(tree, level, compiles):
     if level > MAX_DEPTH + 2: raise LatexError(f'a tree nested deeper than {MAX_DEPTH} levels; split the expression')
     tokens, last = [tree.symbol] if tree.symbol else [], ''
     for relation, row in tree.parts:
-        opening, closing = _BRACES.get(relation, ('{', '}'))
+        opening, closing = BRACES.get(relation, ('{', '}'))
         if compiles and relation == last: tokens += ['{', '}']  # a second superscript: TeX wants a new base
         if compiles and relation == 'index' and any(t.symbol in '[]' for t in row): opening, closing = '[ {', '} ]'
         tokens += opening.split()

@@ -12,14 +12,14 @@ from pathlib import Path
 import mask_match
 from .attention import AttentionNet
 from .config import Config, ConfigError, configure, preset, to_dict
-from .data import load_packed, pack, split_of
+from .data import load_packed, pack
 from .encoder import make_encoder
 from .finetune import MaskMatch, take_over
 from .inkml import read_inks
 from .latex import Vocabulary
 from .runs import RunError, file_hash
 from .sources import read_sources
-from .splits import make_splits
+from .splits import make_splits, split_of
 from .stages import WHOLE, weights_of
 from torch import nn
 
@@ -82,7 +82,7 @@ _POSITIVE = {'steps', 'batch_pixels', 'batch_max', 'accumulate', 'log_every', 'c
              'n_test', 'width', 'heads', 'layers', 'feedforward', 'slots', 'max_tokens', 'hidden', 'projection', 'lr', 'stroke_height', 'pen_width',
              'max_height', 'max_width', 'clip', 'temperature', 'local_temperature', 'scale_low', 'scale_high', 'pen_low', 'pen_high', 'encoder_lr',
              'block_start', 'block_end'}
-_FRACTION = {'dropout', 'label_smoothing', 'warmup', 'ema', 'local_weight', 'ratio_start', 'ratio_end', 'cutout_share', 'cutout_end', 'teacher_momentum'}
+_FRACTION = {'dropout', 'label_smoothing', 'warmup', 'ema', 'local_weight', 'ratio_start', 'ratio_end', 'cutout_share', 'cutout_end', 'exchange_share', 'teacher_momentum'}
 
 def settings(name: str, overrides=(), data=None) -> Config:
     "A preset with changes, for given ink or its own; `ConfigError` for what does not exist, has the wrong type or lies outside its range."
@@ -175,7 +175,7 @@ def ink_for(config: Config, data, out, say=lambda text: None) -> Path:  # a fold
     if data and any(existing(data).glob('*.safetensors')):
         load_packed(data, 'train')
         return Path(data)
-    cutouts = config.finetune.cutout_share > 0
+    cutouts = config.finetune.uses_parts
     folder = Path(out).absolute().parent/f"ink-{source_key(data) if data else synth_key(config)}{'-cutouts' if cutouts else ''}"
     if (folder/'train.safetensors').exists(): return folder
     splits = [s for s in splits_in([data]) if s in ('train', 'validation')] or ['train'] if data else []

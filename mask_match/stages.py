@@ -95,7 +95,7 @@ def finetune(config: Config, packed: Packed, folder, start=None, validation: Pac
     model = make_model(config, vocabulary)
     found = take_over(model, weights_of(start), WHOLE) if start else []
     slow = {} if 'decoder.' in found else {part: c.encoder_lr for part in found}  # a whole model goes on at one rate
-    batches = lambda at: stream(packed, vocabulary, config, c.fit, at, share=(c.cutout_share, c.cutout_end), rank=fabric.global_rank, world=fabric.world_size)
+    batches = lambda at: stream(packed, vocabulary, config, c.fit, at, share=(c.cutout_share, c.cutout_end), exchange=c.exchange_share, rank=fabric.global_rank, world=fabric.world_size)
     evaluate = validation and (lambda m: validate(m, validation, vocabulary, config))
     told = dict(words=list(vocabulary.words), left_out=left_out(packed, vocabulary, config))
     for record in fit(fabric, model, finetune_step, batches, c.fit, config.seed, run, evaluate, slow, notes=told, until=until): on_record(record)

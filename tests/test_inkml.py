@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from lxml import etree
 
-from mask_match.data import find_crohme
+from mask_match.splits import find_crohme
 from mask_match.inkml import KINDS, ROLES, Ink, InkError, Node, Symbol, parse_ink, read_inks, read_points, read_sources, read_traces, simplify, with_roles, write_ink
 
 MATH = 'xmlns="http://www.w3.org/1998/Math/MathML"'
