@@ -57,6 +57,7 @@ def run_stage(args) -> int | None:
     from mask_match import stages
     from mask_match.data import load_packed
     from mask_match.fit import OutOfTime
+    from mask_match.state import checkpoints
     from mask_match.prepare import check_start, ink_for, settings, undone, writable
     until = time.monotonic() + (args.deadline_s or math.inf)
     config = settings(args.preset, args.set, args.data)
@@ -68,7 +69,7 @@ def run_stage(args) -> int | None:
     def report(r):
         told = {'loss': 'loss', 'expressions_per_second': 'expressions/s', 'validation_score': 'validation ExpRate'}
         tell(r['step'], '  '.join(f'{name} {r[key]:.4g}' for key, name in told.items() if key in r), 'validation_score' in r)
-    with undone(out, keep=lambda path: any((path/name).exists() for name in ('log.jsonl', 'checkpoint.safetensors'))):
+    with undone(out, keep=lambda path: (path/'log.jsonl').exists() or checkpoints(path) != []):
         try: run = getattr(stages, args.command)(config, load_packed(data, 'train'), out, args.start, on_record=report, until=until, **more)
         except OutOfTime as e: return show(f'{args.command}: {e}') or 3
     last = {k: v for r in run.records() for k, v in r.items()}

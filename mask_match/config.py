@@ -42,8 +42,9 @@ class AugmentConfig:
     elastic: float = 0.05      # smooth distortion, standard deviation (fraction of stroke_height; ours)
     pen_low: float = 0.75      # thinnest pen (factor on pen_width; ours)
     pen_high: float = 1.5      # thickest pen (factor on pen_width; ours)
+    snug: float = 0.15         # how far the scale may give way so that an image fills its batch (log of the factor; ours)
 
-def no_augment(): return AugmentConfig(1., 1., 0., 0., 0., 0., 0., 0., 1., 1.)
+def no_augment(): return AugmentConfig(1., 1., 0., 0., 0., 0., 0., 0., 1., 1., 0.)
 
 # %% ../nbs/00_config.ipynb #ace18792
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['pack', 'Packed', 'rejected_records', 'load_packed', 'Batch', 'ViewBatch', 'grid_ceil', 'stack_images', 'plan_batches',
-           'left_out', 'Epoch', 'stream']
+           'snug', 'left_out', 'Epoch', 'stream']
 
 # %% ../nbs/14_data.ipynb #40e4ecb2
 import dataclasses, json
@@ -167,6 +167,16 @@ def plan_batches(sizes: np.ndarray, fit: FitConfig, rng: np.random.Generator) ->
         waiting += [group[:half], group[half:]]
     return [batches[i] for i in rng.permutation(len(batches))]
 
+# %% ../nbs/14_data.ipynb #38761de2
+def snug(drawn: list, margin: int, most: float) -> list:  # of (traces, (H, W), pen width), as `drawn`
+    "Grow or shrink the members of a batch by a factor of at most exp(`most`), so that they fill one shape."
+    if not most: return drawn
+    inner = np.array([size for _, size, _ in drawn]) - 2*margin
+    shape = np.array([grid_ceil(n) for n in np.ceil(inner.max(0)*np.exp(-most)) + 2*margin])
+    factors = np.clip(((shape - 2*margin)/inner).min(1), np.exp(-most), np.exp(most))
+    return [([((t - margin)*f + margin).astype(np.float32) for t in traces], tuple(np.rint(n*f).astype(int) + 2*margin), pen)
+            for (traces, _, pen), n, f in zip(drawn, inner, factors)]
+
 # %% ../nbs/14_data.ipynb #b72b2337
 class _Drawer:
     "How an `Epoch` draws its samples and stacks them to batches."
@@ -185,8 +195,8 @@ class _Drawer:
 
     def _batch(self, which):
         captions, traces, symbols = zip(*map(self._written, which))
-        drawn = [self._draw(k, t) for k, t in zip(which, traces)]
-        image, sizes = stack_images([draw(traces, size, pen) for traces, size, pen, _ in drawn])
+        drawn = snug([self._draw(k, t)[:3] for k, t in zip(which, traces)], self.config.render.margin, self.bend.snug)
+        image, sizes = stack_images([draw(*one) for one in drawn])
         ids = [torch.tensor(self.vocabulary.encode(c), dtype=torch.long) for c in captions]
         tokens = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True)
         symbols = [row for b, some in enumerate(symbols) for row in self._centres(b, some, drawn[b][0])]

@@ -9,6 +9,7 @@ LAYERS = [
     {'layout', 'sources', 'strokes', 'grammar', 'inkml', 'latex', 'masking', 'contrast', 'metrics', 'trees'},
     {'render', 'photo', 'synth', 'subexpressions', 'exchange', 'views', 'encoder', 'attention', 'automaton', 'decoder', 'search'},
     {'data', 'splits'},
+    {'state'},
     {'fit'},
     {'pretrain', 'attend', 'finetune'},
     {'stages'},
@@ -17,7 +18,7 @@ LAYERS = [
     {'cli'},
 ]
 NARROW = {  # rooms that may see less than their layer allows
-    'config': set(), 'compat': set(), 'show': {'config'}, 'runs': {'config'}, 'fit': {'config', 'compat', 'runs'},
+    'config': set(), 'compat': set(), 'show': {'config'}, 'runs': {'config'}, 'state': {'runs'}, 'fit': {'config', 'compat', 'runs', 'state'},
     'figures': {'config', 'runs', 'metrics', 'show'},
 }
 MODELS = {'encoder', 'attention', 'decoder', 'search'}  # the automaton is made of a vocabulary once; a search gets its tables
