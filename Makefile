@@ -3,6 +3,7 @@
 # make test       the tree is clean, exported and current, and all tests pass; all library notebooks are executed
 # make check      only the first of the two: notebooks cleaned, modules and README as the notebooks say
 # make lab        JupyterLab in nbs/
+# make gpu-bundle everything the paper preset needs on a bare machine with a GPU:  make gpu-bundle DATA=... (see nbs/58_campaign.ipynb)
 # make lock       requirements.lock anew from settings.ini
 PRESET ?= quick
 DATA ?=
@@ -11,7 +12,7 @@ VENV := .venv
 STAMP := $(VENV)/.installed
 PY := $(VENV)/bin/python
 
-.PHONY: install reproduce test check lab lock
+.PHONY: install reproduce test check lab lock gpu-bundle
 .DEFAULT_GOAL := install
 
 install: $(STAMP)
@@ -39,6 +40,9 @@ check: $(STAMP)
 
 lab: $(STAMP)
 	@cd nbs && ../$(VENV)/bin/jupyter lab
+
+gpu-bundle: $(STAMP)
+	@$(PY) -c "from mask_match.campaign import make_bundle; from mask_match.config import preset; print(make_bundle(preset('paper'), '$(DATA)' or None, 'build/gpu-bundle.tar.xz'))"
 
 lock: $(STAMP)
 	@env -u PIP_FIND_LINKS -u UV_FIND_LINKS UV_CUSTOM_COMPILE_COMMAND="make lock" $(PY) -m uv pip compile -q --no-config --universal --python-version 3.11 \

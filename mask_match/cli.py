@@ -127,13 +127,16 @@ def reading(file: str, r) -> dict:
 # %% ../nbs/61_cli.ipynb #916ef551
 def run_bench(args):
     "Speeds of training or decoding."
-    from mask_match.bench import bench_decode, bench_train
+    from mask_match.bench import bench_decode, bench_step, bench_train
+    from mask_match.cost import encoder_costs, machine_limits
     from mask_match.data import load_packed
     from mask_match.prepare import choose, ink_for, settings
-    choose('benchmark', args.what, ('train', 'decode'))
+    choose('benchmark', args.what, ('train', 'step', 'decode', 'encoders'))
     config = settings(args.preset, [*([] if args.data else ['data.n_train=600', 'data.n_validation=10', 'data.n_test=10']), *args.set], args.data)
     with tempfile.TemporaryDirectory() as folder:
-        made = bench_decode(config) if args.what == 'decode' else bench_train(config, load_packed(ink_for(config, args.data, Path(folder)/'run'), 'train'))
+        ink = lambda: load_packed(ink_for(config, args.data, Path(folder)/'run'), 'train')
+        made = dict(train=lambda: bench_train(config, ink()), step=lambda: bench_step(config, ink()), decode=lambda: bench_decode(config),
+                    encoders=lambda: dict(limits=(limits := machine_limits()), encoders=encoder_costs(limits=limits)))[args.what]()
     if args.json: return show(json.dumps(made, indent=1))
     for key, value in made.items():
         for line in value if isinstance(value, list) and isinstance(value[0], dict) else [value]:
@@ -184,7 +187,7 @@ COMMANDS = dict(synth=(run_synth, 'write handwriting of our own as InkML'), data
                 pretrain=(run_stage, 'stage 1: contrast between two views of the same ink'), attend=(run_stage, 'stage 2: attention by progressive masking'),
                 finetune=(run_stage, 'stage 3: learn to write LaTeX'), evaluate=(run_evaluate, 'metrics of a model on a split'),
                 recognize=(run_recognize, 'LaTeX of pictures (png, jpg, bmp) and InkML'), info=(run_info, 'versions, hardware and weights'),
-                bench=(run_bench, 'speed of training or of decoding'),
+                bench=(run_bench, 'speed of training, of one step, of decoding; cost of the encoders'),
                 reproduce=(run_reproduce, "run a preset's notebooks, where they are out of date"))
 
 # %% ../nbs/61_cli.ipynb #3b51c630
@@ -209,7 +212,7 @@ OPTIONS = dict(
     evaluate=[('--data', dict(required=True, metavar='DIR_OR_SOURCE', help='packed ink, or InkML')), ('--split', dict(required=True, metavar='NAME')), *_MODEL,
               _CAPTIONS, ('--json', dict(metavar='FILE', help='write the metrics here')),
               ('--predictions', dict(metavar='FILE', help='write the predictions here (JSON lines)'))],
-    bench=[('what', dict(help='train or decode')), _PRESET, ('--data', dict(metavar='DIR', help='packed ink or InkML (default: 600 expressions of our own)')),
+    bench=[('what', dict(help='train, step, decode or encoders')), _PRESET, ('--data', dict(metavar='DIR', help='packed ink or InkML (default: 600 expressions of our own)')),
            ('--set', _KV), ('--json', dict(action='store_true', help='print JSON'))],
     recognize=[('files', dict(nargs='+', metavar='FILE')), *_MODEL, ('--overlay', dict(metavar='DIR', help='save pictures of where the model looked')),
                ('--json', dict(action='store_true', help='print JSON with rivals, probabilities and warnings'))],

@@ -72,6 +72,7 @@ class DecoderConfig:
 class FitConfig:
     "One optimisation: how long, how fast, how big."
     steps: int = 1000             # optimiser steps
+    minutes: float = 0.           # instead: as many steps as a campaign's machine does in this time (0: `steps` as given)
     batch_pixels: int = 400_000   # pixels in a batch, padding included (ours)
     batch_max: int = 64           # most expressions in a batch (ours)
     lr: float = 1e-3              # peak learning rate of AdamW
@@ -272,9 +273,10 @@ def paper():
     return Config(preset='paper', beam=10, data=DataConfig(source='crohme'),
                   render=RenderConfig(stroke_height=28., pen_width=3., margin=13, max_height=448, max_width=1792),
                   encoder=EncoderConfig(name='densenet_b'), decoder=DecoderConfig(dropout=0.3, max_tokens=200),
-                  pretrain=PretrainConfig(hidden=1024, projection=512, fit=replace(fit, steps=2000)), attend=AttendConfig(fit=replace(fit, steps=2000)),
+                  pretrain=PretrainConfig(hidden=1024, projection=512, fit=replace(fit, steps=2000, minutes=4)),
+                  attend=AttendConfig(fit=replace(fit, steps=2000, minutes=3)),
                   finetune=FinetuneConfig(cutout_share=0.5, cutout_end=0.2, exchange_share=0.5,
-                                          fit=replace(fit, steps=12_000, evaluate_every=1000)))
+                                          fit=replace(fit, steps=12_000, minutes=20, evaluate_every=1000)))
 
 # %% ../nbs/00_config.ipynb #ed0f44c6
 PRESETS = dict(smoke=smoke, quick=quick, cpu=cpu, paper=paper)

@@ -120,7 +120,7 @@ def fit(fabric: Fabric, model: nn.Module, step: Callable, batches: Callable, con
             seen, clock = 0, time.perf_counter()
             yield _log(fabric, run, record)
         if evaluate and (is_last or config.evaluate_every and (at + 1) % config.evaluate_every == 0):
-            record = dict(step=at + 1, **{f'validation_{k}': v for k, v in evaluate(average or model).items()})
+            record = dict(step=at + 1, **_scores(evaluate, average, model))
             if record['validation_score'] > best:
                 best = record['validation_score']
                 if run and fabric.is_global_zero: save_tensors(run.path('best.safetensors'), _halved(average or model), dict(record))
@@ -152,6 +152,11 @@ def _left(kept, begun, config):
     "What to say at the deadline; where not even one checkpoint was reached, how to reach one."
     told = f'{kept} of {config.steps} steps are kept and the time is over; the same command goes on from there'
     return told if kept > begun else f'{told} - but this time none was added: give it longer, or lower fit.checkpoint_every ({config.checkpoint_every})'
+
+def _scores(evaluate, average, model):
+    "What validation says of the averaged weights and, as `raw_...`, of the weights as they are."
+    raw = {f'raw_{k}': v for k, v in evaluate(model).items()} if average is not None else {}
+    return {f'validation_{k}': v for k, v in evaluate(average or model).items()} | raw
 
 def _halved(model): return {k: v.half() if v.is_floating_point() else v for k, v in model.state_dict().items()}
 

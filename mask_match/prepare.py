@@ -177,7 +177,7 @@ def ink_for(config: Config, data, out, say=lambda text: None) -> Path:  # a fold
         return Path(data)
     cutouts = config.finetune.uses_parts
     folder = Path(out).absolute().parent/f"ink-{source_key(data) if data else synth_key(config)}{'-cutouts' if cutouts else ''}"
-    if (folder/'train.safetensors').exists(): return folder
+    if any(folder.glob('train*.safetensors')): return folder
     splits = [s for s in splits_in([data]) if s in ('train', 'validation')] or ['train'] if data else []
     with new_folder(folder) as temporary: pack_source([data], splits, temporary, cutouts=cutouts) if data else make_splits(config, temporary)
     say(f'the ink is packed in {folder}')

@@ -9,7 +9,7 @@ __all__ = ['SPLITS', 'split_of', 'find_crohme', 'read_split', 'test_split', 'mak
 import hashlib, os, re
 from pathlib import Path
 from .config import Config, project_root
-from .data import pack
+from .data import load_packed, pack, pack_all
 from .inkml import read_inks
 from .runs import RunError
 from .sources import read_sources
@@ -46,15 +46,10 @@ def make_splits(config: Config, folder, source=None) -> dict:  # split -> manife
     if config.data.source == 'crohme': return _crohme_splits(config, folder, source or find_crohme())
     made, seen, d = {}, set(), config.data
     for split, n in (('train', d.n_train), ('validation', d.n_validation), ('test', d.n_test)):
-        inks = list(synthesise(n, config.seed, d.grammar, split, exclude=seen))
-        made[split] = pack(inks, folder/f'{split}.safetensors', split, with_cutouts=split == 'train' and config.finetune.uses_parts)
-        if split == 'train': seen = {' '.join(c) for c in _captions(folder/f'{split}.safetensors')}
+        inks = synthesise(n, config.seed, d.grammar, split, exclude=seen)
+        made[split] = pack_all(inks, folder, split, with_cutouts=split == 'train' and config.finetune.uses_parts)
+        if split == 'train': seen = {info['caption'] for part in load_packed(folder, split).parts() for info in part.infos}
     return made
-
-def _captions(path):
-    from mask_match.data import Packed
-    packed = Packed(path)
-    return [packed.caption(i) for i in range(len(packed))]
 
 def _crohme_splits(config, folder, source):
     if source is None:

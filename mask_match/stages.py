@@ -14,7 +14,8 @@ from .attend import Attender
 from .attend import step as attend_step
 from .attention import AttentionNet
 from .config import Config
-from .data import Epoch, Packed, left_out, rejected_records, stack_images, stream
+from .contrast import alpha_req, effective_rank
+from .data import Epoch, Packed, left_out, rejected_records, stack_images
 from .encoder import make_encoder
 from .finetune import MaskMatch, finetune_step, make_model, read_batch, save_model, take_over
 from .fit import fit, make_fabric
@@ -24,7 +25,8 @@ from .pretrain import Pretrainer
 from .pretrain import step as pretrain_step
 from .render import render
 from .runs import Run, file_hash, load_tensors, save_tensors, seed_everything
-from .views import cell_pad
+from .stream import stream
+from .views import cell_pad, ink_cells
 
 # %% ../nbs/43_stages.ipynb #6688e2bb
 def weights_of(start) -> Path:
@@ -35,7 +37,7 @@ _MATTERS = ('seed', 'threads', 'devices', 'render', 'augment', 'encoder')  # to 
 
 def _begin(config, packed, folder, start, *own):
     run = Run(folder, config, _MATTERS + own)
-    run.bind(data=file_hash(packed.path), start=start and file_hash(weights_of(start)))
+    run.bind(data=packed.hash(), start=start and file_hash(weights_of(start)))
     seed_everything(config.seed)
     return run
 
@@ -67,7 +69,7 @@ def attend(config: Config, packed: Packed, folder, start=None, on_record: Callab
 
 def _end(run, fabric, weights, stage, **facts):
     if fabric.is_global_zero:
-        save_tensors(run.path('weights.safetensors'), weights, dict(stage=stage))
+        save_tensors(run.path('weights.safetensors'), {k: v.half() if v.is_floating_point() else v for k, v in weights.items()}, dict(stage=stage))
         run.finish(stage=stage, **facts)
     return run
 
@@ -75,16 +77,28 @@ def _end(run, fabric, weights, stage, **facts):
 WHOLE = ('encoder.', 'attention.', 'decoder.', 'votes.')  # all parts of a model: a warm restart takes what is there
 
 def validate(model: MaskMatch, packed: Packed, vocabulary: Vocabulary, config: Config, precision=torch.bfloat16) -> dict:
-    "Greedy reading of a split: `score` (ExpRate, rejected ink counted as wrong) and token error rate, fractions."
+    "Greedy reading of a split: `score` (ExpRate, rejected ink counted as wrong), token error rate (fractions), and the features' health."
     epoch, was_training = Epoch(packed, vocabulary, config, config.finetune.fit, is_training=False), model.training
-    device, read = next(model.parameters()).device, {}
+    device, read, seen = next(model.parameters()).device, {}, []
     model.eval()
     with torch.autocast(device.type, precision, enabled=config.finetune.fit.precision != '32-true'):
         for batch in (epoch[i] for i in range(len(epoch))):
             read |= dict(zip(batch.names, (vocabulary.decode(h[0].ids) for h in read_batch(model, batch.to(device), 1, config.decoder.max_tokens))))
+            if sum(map(len, seen)) < _CELLS: seen.append(_cells(model, batch.to(device)))
     model.train(was_training)
     made = score([dict(name=n, truth=packed.caption(i), prediction=read[n]) for i, n in enumerate(packed.names)] + rejected_records(packed))
-    return dict(score=made['exprate'], token_error_rate=made['token_error_rate'])
+    return dict(score=made['exprate'], token_error_rate=made['token_error_rate'], **_health(torch.cat(seen)))
+
+_CELLS = 2000  # ink cells that the features' health is measured on
+
+def _cells(model, batch):
+    "Features of the cells with ink [m d]."
+    features = model.encode(batch.image, batch.sizes)[0]
+    return features.movedim(1, -1)[ink_cells(batch.image, model.encoder.stride)].float()
+
+def _health(cells):
+    "Effective rank and alpha-ReQ slope (eigenvalues 3 to 50) of features [m d], where there are enough of them."
+    return dict(effective_rank=float(effective_rank(cells)), alpha_req=float(alpha_req(cells))) if len(cells) > 60 else {}
 
 def finetune(config: Config, packed: Packed, folder, start=None, validation: Packed | None = None, on_record: Callable = lambda r: None,
              until: float = math.inf) -> Run:
@@ -97,7 +111,7 @@ def finetune(config: Config, packed: Packed, folder, start=None, validation: Pac
     slow = {} if 'decoder.' in found else {part: c.encoder_lr for part in found}  # a whole model goes on at one rate
     batches = lambda at: stream(packed, vocabulary, config, c.fit, at, share=(c.cutout_share, c.cutout_end), exchange=c.exchange_share, rank=fabric.global_rank, world=fabric.world_size)
     evaluate = validation and (lambda m: validate(m, validation, vocabulary, config))
-    told = dict(words=list(vocabulary.words), left_out=left_out(packed, vocabulary, config))
+    told = dict(words=list(vocabulary.words), left_out={k: v for part in packed.parts() for k, v in left_out(part, vocabulary, config).items()})
     for record in fit(fabric, model, finetune_step, batches, c.fit, config.seed, run, evaluate, slow, notes=told, until=until): on_record(record)
     if fabric.is_global_zero:
         if run.path('best.safetensors').exists(): model.load_state_dict(load_tensors(run.path('best.safetensors'))[0])
