@@ -12,7 +12,7 @@ LAYERS = [
     {'fit'},
     {'pretrain', 'attend', 'finetune'},
     {'stages'},
-    {'calibration', 'prepare', 'recognize', 'evaluate', 'figures', 'terminal', 'bench'},
+    {'calibration', 'prepare', 'recognize', 'evaluate', 'figures', 'terminal', 'bench', 'survey', 'localise', 'discover'},
     {'reproduce'},
     {'cli'},
 ]
