@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PUBLISHED', 'save_figure', 'save_table', 'plot_stage', 'plot_learning', 'plot_dynamics', 'plot_curriculum',
-           'plot_stage_maps', 'result_row', 'report_rows']
+           'plot_stage_maps', 'plot_roles', 'role_rows', 'result_row', 'report_rows']
 
 # %% ../nbs/52_figures.ipynb #256eb0d0
 from pathlib import Path
@@ -13,7 +13,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from .config import Config, config_hash
 from .runs import atomic, provenance, write_json
-from .show import PALETTE, plot_curves, show_images, show_maps, smooth
+from .show import MARKERS, PALETTE, REFERENCE, plot_curves, show_images, show_maps, smooth
 
 # %% ../nbs/52_figures.ipynb #41b02550
 def save_figure(fig, folder, name: str, config: Config, numbers=None, **facts) -> Path:
@@ -24,13 +24,13 @@ def save_figure(fig, folder, name: str, config: Config, numbers=None, **facts) -
                                              **facts, numbers=numbers, **provenance()))
     return path
 
-def save_table(rows: list, folder, name: str, config: Config, **facts) -> Path:
-    "Write rows (dictionaries with the same keys) as `name.md` and a sidecar with the same rows as numbers."
+def save_table(rows: list, folder, name: str, config: Config, caption: str = '', **facts) -> Path:
+    "Write rows (dictionaries with the same keys) and a caption below them as `name.md`, and a sidecar with the same rows as numbers."
     path, heads = Path(folder)/f'{name}.md', list(rows[0])
     lines = [heads, ['---']*len(heads)] + [[_cell(r[h]) for h in heads] for r in rows]
-    with atomic(path) as p: p.write_text('\n'.join('| ' + ' | '.join(l) + ' |' for l in lines) + '\n')
+    with atomic(path) as p: p.write_text('\n'.join(['| ' + ' | '.join(l) + ' |' for l in lines] + (['', caption] if caption else [])) + '\n')
     write_json(path.with_suffix('.json'), dict(table=path.name, preset=config.preset, seed=config.seed, config=config_hash(config),
-                                             **facts, numbers=rows, **provenance()))
+                                             **dict(caption=caption) if caption else {}, **facts, numbers=rows, **provenance()))
     return path
 
 def _cell(value): return 'not available' if value is None else f'{value:.4g}' if isinstance(value, float) else str(value)
@@ -95,6 +95,33 @@ def _coloured(maps, size):
     light = colours[peak.argmax(0)]*peak.max(0)[..., None]
     stride = max(-(-size[0]//h), -(-size[1]//w))
     return (255*light).astype(np.uint8).repeat(stride, 0).repeat(stride, 1)[:size[0], :size[1]]
+
+# %% ../nbs/52_figures.ipynb #4e3a0cd0
+def plot_roles(rows: list, series: list, measures: tuple = ('mass', 'pointing', 'precision')):  # figure
+    "One panel a measure, one band a group of symbols, one mark for each (looker, map) of `series`, with 95 % intervals; `rows` of `localise.score_roles`."
+    found = {(r['looker'], r['map'], r['role']): r for r in rows}
+    roles = list(dict.fromkeys(r['role'] for r in rows if r[measures[0]]['n']))
+    fig, axes = plt.subplots(1, len(measures), figsize=(3.8*len(measures), 1 + 0.45*len(roles)), sharey=True, squeeze=False, layout='constrained')
+    for ax, measure in zip(axes[0], measures):
+        for band in range(0, len(roles), 2): ax.axhspan(band - 0.5, band + 0.5, color='#f2f2f2', lw=0)
+        for k, (looker, kind) in enumerate(series):
+            made = [found[looker, kind, role][measure] for role in roles]
+            x, y = 100*np.array([m['value'] for m in made]), np.arange(len(roles)) + ((k + 0.5)/len(series) - 0.5)*0.8
+            spread = np.abs(100*np.array([m['ci95'] for m in made]).T - x)
+            ax.errorbar(x, y, xerr=spread, fmt=MARKERS[k], ms=4, lw=1, color=PALETTE[k] if k else REFERENCE, label=f'{looker}, {kind}')
+        ax.set(title=measure, xlabel='%', xlim=(0, None)); ax.title.set_fontsize(9)
+    labels = [f"{role} ({found[*series[0], role][measures[0]]['n']})" for role in roles]
+    axes[0, 0].set(yticks=range(len(roles)), yticklabels=labels, ylim=(len(roles) - 0.5, -0.5))
+    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc='outside lower center', ncol=3, frameon=False, fontsize=8)
+    return fig
+
+def role_rows(rows: list, series: list, measures: tuple = ('mass', 'pointing', 'precision')) -> list:  # percentages with their 95 % intervals
+    "The same as rows of a table: one for each measure and group."
+    found = {(r['looker'], r['map'], r['role']): r for r in rows}
+    told = lambda m: None if m['value'] is None else f"{100*m['value']:.1f} ({100*m['ci95'][0]:.1f}-{100*m['ci95'][1]:.1f})"
+    roles = list(dict.fromkeys(r['role'] for r in rows if r[measures[0]]['n']))
+    return [{'measure': f'{measure} %', 'role': role, 'n': found[*series[0], role][measure]['n'],
+             **{f'{looker}, {kind}': told(found[looker, kind, role][measure]) for looker, kind in series}} for measure in measures for role in roles]
 
 # %% ../nbs/52_figures.ipynb #e2569c2e
 PUBLISHED = [('DenseWAP', 51.5, 're-run by the SSAN authors'), ('BTTR', 54.0, 'arXiv 2105.02412'), ('CoMER', 58.4, 'README, 5 seeds'),

@@ -13,7 +13,7 @@ LAYERS = [
     {'fit'},
     {'pretrain', 'attend', 'finetune'},
     {'stages'},
-    {'calibration', 'prepare', 'recognize', 'evaluate', 'figures', 'terminal', 'bench', 'cost', 'campaign'},
+    {'bench', 'calibration', 'campaign', 'cost', 'discover', 'evaluate', 'figures', 'localise', 'prepare', 'recognize', 'survey', 'terminal'},
     {'reproduce'},
     {'cli'},
 ]
