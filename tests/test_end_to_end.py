@@ -2,6 +2,7 @@
 import json, os, subprocess, sys
 from pathlib import Path
 import pytest
+from mask_match.reproduce import EXPERIMENTS
 
 ROOT = Path(__file__).resolve().parents[1]
 TIMES = {'expressions_per_second', 'seconds'}  # of one machine at one moment
@@ -34,7 +35,7 @@ def made(tmp_path_factory):
 def test_every_picture_and_table_is_there(made):
     names = {p.name for p in (made[0]/'figures').iterdir()}
     for name in FIGURES: assert f'smoke_{name}.json' in names and names & {f'smoke_{name}.png', f'smoke_{name}.md'}, (name, sorted(names))
-    assert {p.name for p in (made[0]/'runs').glob('e*.ipynb')} == {p.name for p in (ROOT/'nbs'/'experiments').glob('e*.ipynb')}
+    assert {p.name for p in (made[0]/'runs').glob('e*.ipynb')} == {f'{name}.ipynb' for name in EXPERIMENTS}
 
 @pytest.mark.slow
 def test_the_same_seed_gives_the_same_numbers(made):
@@ -54,7 +55,7 @@ def test_what_is_compared_can_differ():
     assert timeless([dict(loss=1, seconds=2)]) == timeless([dict(loss=1, seconds=3)]) != timeless([dict(loss=2, seconds=2)])
 
 @pytest.mark.slow
-@pytest.mark.parametrize('name, figure', [('x3_restart', 'restart'), ('x4_calibration', 'calibration')])
+@pytest.mark.parametrize('name, figure', [('x3_restart', 'restart'), ('x4_calibration', 'calibration'), ('e10_prior', 'prior'), ('e11_atlas', 'atlas')])
 def test_experiments_beside_the_chain(made, name, figure, tmp_path):
     "They begin where a finished chain has ended."
     import papermill

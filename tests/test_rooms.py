@@ -6,13 +6,13 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 LAYERS = [
     {'config', 'compat', 'show', 'runs'},
-    {'layout', 'sources', 'strokes', 'grammar', 'inkml', 'latex', 'masking', 'contrast', 'metrics', 'trees'},
+    {'layout', 'sources', 'strokes', 'grammar', 'inkml', 'latex', 'masking', 'contrast', 'metrics', 'trees', 'alignment'},
     {'render', 'photo', 'synth', 'subexpressions', 'exchange', 'views', 'encoder', 'attention', 'automaton', 'decoder', 'search'},
     {'data', 'splits'},
     {'fit'},
     {'pretrain', 'attend', 'finetune'},
     {'stages'},
-    {'calibration', 'prepare', 'recognize', 'evaluate', 'figures', 'terminal', 'bench'},
+    {'calibration', 'prepare', 'recognize', 'evaluate', 'figures', 'terminal', 'bench', 'atlas', 'prior'},
     {'reproduce'},
     {'cli'},
 ]
