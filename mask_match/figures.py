@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PUBLISHED', 'save_figure', 'save_table', 'plot_stage', 'plot_learning', 'plot_dynamics', 'plot_curriculum',
-           'plot_stage_maps', 'plot_roles', 'role_rows', 'result_row', 'report_rows']
+           'plot_stage_maps', 'plot_roles', 'role_rows', 'result_row', 'report_rows', 'plot_rates']
 
 # %% ../nbs/52_figures.ipynb #256eb0d0
 from pathlib import Path
@@ -145,3 +145,14 @@ def report_rows(name: str, metrics: list, config: Config) -> list:  # rows of on
              '95 % interval': '-'.join(f'{100*x:.1f}' for x in m['ci95']['exprate']), 'source': f'this run; supervision: {supervision}'} for m in metrics]
     return ours + [{'model': model, 'ink': 'test2014 (CROHME)', 'n': 986, 'ExpRate %': rate, '95 % interval': None, 'source': source}
                    for model, rate, source in PUBLISHED]
+
+# %% ../nbs/52_figures.ipynb #d6b722fe
+def plot_rates(rates: list, xlabel: str, ax=None):  # axes
+    "Rates (fractions) of groups `dict(group, n, rate, ci95)`, from top to bottom, in percent."
+    if ax is None: ax = plt.subplots(figsize=(4, 0.6 + 0.22*len(rates)), layout='constrained')[1]
+    for y, r in enumerate(rates):
+        ax.plot([100*end for end in r['ci95']], [y, y], color=REFERENCE, lw=4, solid_capstyle='butt')
+        ax.plot(100*r['rate'], y, 'o', color=PALETTE[0], ms=5)
+    ax.set(xlabel=xlabel, yticks=range(len(rates)), ylim=(len(rates) - 0.4, -0.6))
+    ax.set_yticklabels([f"{r['group']}  (n {r['n']})".replace('$', r'\$') for r in rates], fontsize=8)
+    return ax

@@ -6,14 +6,14 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 LAYERS = [
     {'config', 'compat', 'show', 'runs'},
-    {'layout', 'sources', 'strokes', 'grammar', 'inkml', 'latex', 'masking', 'contrast', 'metrics', 'trees'},
+    {'layout', 'sources', 'strokes', 'grammar', 'inkml', 'latex', 'masking', 'contrast', 'metrics', 'trees', 'alignment'},
     {'render', 'photo', 'synth', 'subexpressions', 'exchange', 'views', 'encoder', 'attention', 'automaton', 'decoder', 'search'},
     {'data', 'splits', 'stream'},
     {'state'},
     {'fit'},
     {'pretrain', 'attend', 'finetune'},
     {'stages'},
-    {'bench', 'calibration', 'campaign', 'cost', 'discover', 'evaluate', 'figures', 'localise', 'prepare', 'recognize', 'survey', 'terminal'},
+    {'atlas', 'bench', 'calibration', 'campaign', 'cost', 'discover', 'evaluate', 'figures', 'localise', 'prepare', 'prior', 'recognize', 'survey', 'terminal'},
     {'reproduce'},
     {'cli'},
 ]
