@@ -46,12 +46,14 @@ def bench_step(config: Config, packed: Packed, batches: int = 12) -> dict:  # ra
     for name, fit_config in (('ours', c.fit), ('plain', plain)):
         some = replace(fit_config, steps=batches, log_every=batches, evaluate_every=0, accumulate=1)
         epoch = Epoch(next(packed.parts()), vocabulary, config, some, share=c.cutout_share)
-        if name == 'plain': epoch.batches = [order[i:i + 8] for order in [np.random.default_rng(config.seed).permutation(len(epoch.samples))] for i in range(0, len(order), 8)]
+        order = np.random.default_rng(config.seed).permutation(len(epoch.samples))
+        if name == 'plain': epoch.batches = [order[i:i + 8] for i in range(0, len(order), 8)]
         made = [epoch[i % len(epoch)] for i in range(batches)]
         train = lambda: list(fit(make_fabric(config, some), make_model(config, vocabulary), finetune_step, lambda at: iter(made), some, config.seed))
         train()  # compiles the kernels
         rates[name] = round(sum(len(b.names) for b in made)/_seconds(train), 2)
-    return dict(preset=config.preset, threads=torch.get_num_threads(), batches=batches, expressions_per_second=rates, ours_over_plain=round(rates['ours']/rates['plain'], 2))
+    return dict(preset=config.preset, threads=torch.get_num_threads(), batches=batches, expressions_per_second=rates,
+                ours_over_plain=round(rates['ours']/rates['plain'], 2))
 
 # %% ../nbs/53_bench.ipynb #53b00008
 class _Endless:

@@ -25,7 +25,8 @@ STAGES = (('e1_pretrain', 'pretrain'), ('e2_attend', 'attend'), ('e3_finetune', 
 def seconds_a_step(config: Config, data, stage: str, trial: int = 40) -> float:
     "Seconds of one step of a stage on this machine: the second half of a short run, which leaves nothing behind."
     settings, marks = getattr(config, stage), []
-    short = replace(config, **{stage: replace(settings, fit=replace(settings.fit, steps=trial, log_every=trial//2, evaluate_every=0, checkpoint_every=10*trial))})
+    fit = replace(settings.fit, steps=trial, log_every=trial//2, evaluate_every=0, checkpoint_every=10*trial)
+    short = replace(config, **{stage: replace(settings, fit=fit)})
     with tempfile.TemporaryDirectory() as folder:
         getattr(stages, stage)(short, load_packed(data, 'train'), Path(folder)/'trial', on_record=lambda r: marks.append(time.perf_counter()))
     return (marks[1] - marks[0])/(trial - trial//2)
@@ -84,7 +85,8 @@ def bring_back(state, folder):
     "Unpack what `keep` wrote into `folder`; nothing where `state` holds nothing; `RunError` where a part is missing."
     parts = sorted(Path(state).glob('state-*-of-*'), key=lambda p: int(p.name.split('-')[1]))
     if not parts: return
-    if len(parts) != int(parts[0].name.split('-')[-1]): raise RunError(f"{state}: {len(parts)} of {parts[0].name.split('-')[-1]} parts are there; bring the others too")
+    n = int(parts[0].name.split('-')[-1])
+    if len(parts) != n: raise RunError(f'{state}: {len(parts)} of {n} parts are there; bring the others too')
     with tempfile.TemporaryFile() as whole:
         for p in parts: whole.write(p.read_bytes())
         whole.seek(0)
@@ -97,7 +99,8 @@ def run_campaign(argv=None) -> int:  # exit code
     "The command of a slice: `python -m mask_match.campaign --preset paper --data data --state STATE --deadline-s 570`."
     parser = argparse.ArgumentParser(prog='python -m mask_match.campaign', description=run_campaign.__doc__)
     parser.add_argument('--preset', default='paper'); parser.add_argument('--data', default='data', help='folder with packed splits')
-    parser.add_argument('--state', required=True, help='folder of the parts that travel'); parser.add_argument('--out', help='run folder (default: a temporary one)')
+    parser.add_argument('--state', required=True, help='folder of the parts that travel')
+    parser.add_argument('--out', help='run folder (default: a temporary one)')
     parser.add_argument('--deadline-s', type=float, default=math.inf); parser.add_argument('--set', nargs='+', default=[], metavar='KEY=VALUE')
     args = parser.parse_args(argv)
     until = time.monotonic() + args.deadline_s
@@ -131,16 +134,17 @@ def make_bundle(config: Config, source, path, wheels: bool = True) -> Path:
         (root/'run.sh').write_text(RUN)
         if wheels: fetch_wheels(root/'wheels')
         with atomic(path) as p, tarfile.open(p, 'w:xz') as tar: tar.add(root, 'gpu-bundle')
-    if Path(path).stat().st_size > MAX_BUNDLE: raise RunError(f'{path}: {Path(path).stat().st_size/1e6:.1f} MB, more than {MAX_BUNDLE/1e6:.0f} MB; leave out splits or wheels')
+    size = Path(path).stat().st_size
+    if size > MAX_BUNDLE: raise RunError(f'{path}: {size/1e6:.1f} MB, more than {MAX_BUNDLE/1e6:.0f} MB; leave out splits or wheels')
     return Path(path)
 
 def fetch_wheels(folder):
     "Download the wheels of `MISSING` for Linux and Python 3.12, as settings pin them here; `RunError` where one can't be had."
     from importlib.metadata import version
     platforms = [x for n in (2014, '_2_17', '_2_28', '_2_34') for x in ('--platform', f'manylinux{n}_x86_64')]
-    done = subprocess.run([sys.executable, '-m', 'pip', 'download', '-q', '--no-deps', '--only-binary=:all:', '--python-version', '3.12', '--implementation', 'cp', *platforms,
-                           '-d', str(folder), *(f'{name}=={version(name)}' for name in MISSING)], capture_output=True, text=True)
-    if done.returncode: raise RunError(f'wheels for the other machine could not be fetched: {done.stderr.strip()[-300:]}; check the network, or pass wheels=False where it has them')
+    command = [sys.executable, '-m', 'pip', 'download', '-q', '--no-deps', '--only-binary=:all:', '--python-version', '3.12', '--implementation', 'cp', *platforms]
+    done = subprocess.run([*command, '-d', str(folder), *(f'{name}=={version(name)}' for name in MISSING)], capture_output=True, text=True)
+    if done.returncode: raise RunError(f'wheels could not be fetched: {done.stderr.strip()[-300:]}; check the network, or pass wheels=False where the other machine has them')
 
 # %% ../nbs/58_campaign.ipynb #17aed44b
 if __name__ == '__main__': sys.exit(run_campaign())

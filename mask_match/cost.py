@@ -45,7 +45,8 @@ def machine_limits(dtype=torch.bfloat16, n: int = 1024, megabytes: int = 128) ->
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
     a, x = torch.randn(n, n, device=device).to(dtype), torch.zeros(megabytes*250_000, device=device)
     y = torch.empty_like(x)
-    return dict(flops=2*n**3/_best(lambda: a @ a), bytes=2*x.nbytes/_best(lambda: y.copy_(x)), dtype=str(dtype).removeprefix('torch.'), threads=torch.get_num_threads())
+    made = dict(flops=2*n**3/_best(lambda: a @ a), bytes=2*x.nbytes/_best(lambda: y.copy_(x)))
+    return made | dict(dtype=str(dtype).removeprefix('torch.'), threads=torch.get_num_threads())
 
 def floor_seconds(flops: float, moved: float, limits: dict) -> float:
     "No machine with these limits does the work in less: operations and copies may overlap at best."
@@ -63,7 +64,8 @@ def encoder_costs(names=tuple(ENCODERS), batch: int = 8, size: tuple = (96, 256)
             loss.backward(); encoder.zero_grad()
         flops, moved = count(step)
         floor, seconds = floor_seconds(flops, moved, limits), _best(step, 3)
-        rows.append(dict(encoder=name, parameters=sum(p.numel() for p in encoder.parameters()), gflop=round(flops/batch/1e9, 3), megabytes=round(moved/batch/1e6, 1),
+        rows.append(dict(encoder=name, parameters=sum(p.numel() for p in encoder.parameters()),
+                         gflop=round(flops/batch/1e9, 3), megabytes=round(moved/batch/1e6, 1),
                          bound='bytes' if moved/limits['bytes'] > flops/limits['flops'] else 'operations', floor_ms=round(1e3*floor/batch, 2),
                          measured_ms=round(1e3*seconds/batch, 2), over_floor=round(seconds/floor, 2)))
     return rows
@@ -71,7 +73,8 @@ def encoder_costs(names=tuple(ENCODERS), batch: int = 8, size: tuple = (96, 256)
 # %% ../nbs/54_cost.ipynb #d7347524
 def gpu_throughput(n: int, step_seconds: float, batch: int, gradient_bytes: float, bandwidth: float = 300e9, latency: float = 1e-5, hidden: float = 0.5,
                    cores: int = 16, core_images: float = 2000.) -> float:  # images a second
-    """Images a second of `n` GPUs of one machine under data parallelism, on paper: a step of `step_seconds` on `batch` images a GPU, ring all-reduce over links of
-    `bandwidth` (bytes a second) and `latency` (seconds a message), of which a share `hidden` of the step may be hidden; `cores` make `core_images` a second each."""
+    """Images a second of `n` GPUs of one machine under data parallelism, on paper: a step of `step_seconds` on `batch` images a GPU,
+    ring all-reduce over links of `bandwidth` (bytes a second) and `latency` (seconds a message), which hides behind a share `hidden` of the step;
+    `cores` make `core_images` a second each."""
     exchange = 2*(n - 1)/n*gradient_bytes/bandwidth + 2*(n - 1)*latency
     return min(n*batch/(step_seconds + max(0., exchange - hidden*step_seconds)), cores*core_images)

@@ -73,7 +73,8 @@ def pack_all(inks: Iterable, folder, split: str, rejected: Iterable = (), with_c
     chunks = iter(lambda: list(islice(inks, most)), [])
     begin = [*islice(chunks, 2)]
     if len(begin) < 2: return pack(begin[0] if begin else [], Path(folder)/f'{split}.safetensors', split, rejected, with_cutouts)
-    made = [pack(chunk, Path(folder)/f'{split}-{k:05}.safetensors', split, rejected if k == 1 else (), with_cutouts) for k, chunk in enumerate(chain(begin, chunks), 1)]
+    path = lambda k: Path(folder)/f'{split}-{k:05}.safetensors'
+    made = [pack(chunk, path(k), split, rejected if k == 1 else (), with_cutouts) for k, chunk in enumerate(chain(begin, chunks), 1)]
     return dict(split=split, n_in=sum(m['n_in'] for m in made), n_out=sum(m['n_out'] for m in made), rejected=[r for m in made for r in m['rejected']])
 
 # %% ../nbs/14_data.ipynb #43dff20d
@@ -214,7 +215,8 @@ class _Drawer:
         return cut[0].split(), self.packed.traces(i, cut[1]), inside
 
     def _draw(self, k, traces):
-        rng, bend = np.random.default_rng([self.config.seed, self.epoch, k]), dataclasses.replace(self.bend, scale_low=self.scales[k], scale_high=self.scales[k])
+        rng = np.random.default_rng([self.config.seed, self.epoch, k])
+        bend = dataclasses.replace(self.bend, scale_low=self.scales[k], scale_high=self.scales[k])
         return augment(traces, self.config.render, bend, rng, unit=self.packed.units[self.samples[k][0]])
 
     def _batch(self, which):
@@ -252,9 +254,11 @@ def left_out(packed: Packed, vocabulary: Vocabulary, config: Config) -> dict:  #
         elif len(caption) > most: found[name] = f'{name}: {len(caption)} tokens are more than decoder.max_tokens={most}; raise it, or shorten the caption'
     return found
 
+# %% ../nbs/14_data.ipynb #7e3b3c7c
 class Epoch(_Drawer, torch.utils.data.Dataset):
     "All batches of one epoch, or (`is_training=False`) of one pass in which nothing is augmented, cut out or left out."
-    def __init__(self, packed: Packed, vocabulary: Vocabulary, config: Config, fit: FitConfig, epoch: int = 0, is_training=True, share=0., with_views=False, exchange=None):
+    def __init__(self, packed: Packed, vocabulary: Vocabulary, config: Config, fit: FitConfig, epoch: int = 0, is_training=True, share=0.,
+                 with_views=False, exchange=None):
         self.packed, self.vocabulary, self.config, self.epoch, self.with_views = packed, vocabulary, config, epoch, with_views
         self.bend = config.augment if is_training else no_augment()
         rng = np.random.default_rng([config.seed, epoch, is_training])

@@ -13,8 +13,8 @@ from .latex import BRACES, unparse
 from .subexpressions import matched_pieces, tree_of, written
 
 # %% ../nbs/19_exchange.ipynb #f1ff26fd
-_UP = frozenset('b d f h i k l t \\beta \\theta \\delta \\lambda \\phi \\sum \\int \\prod \\lim \\sin \\cos \\tan \\log \\forall \\exists \\infty \\Delta \\Gamma'.split()) \
-    | set('0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ!/')
+_UP = frozenset('b d f h i k l t \\beta \\theta \\delta \\lambda \\phi \\sum \\int \\prod \\lim \\sin \\cos \\tan \\log'.split()) \
+    | frozenset('\\forall \\exists \\infty \\Delta \\Gamma'.split()) | set('0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ!/')
 _DOWN = frozenset('g j p q y f Q \\beta \\gamma \\mu \\phi \\rho \\chi \\int \\sum \\prod , \\lim'.split())
 _BOTH = frozenset('\\frac \\sqrt ( ) [ ] \\{ \\} | / \\int'.split())
 _OPENING, _CLOSING = frozenset(('(', '[', '\\{')), frozenset((')', ']', '\\}', '!', '\\prime'))

@@ -60,7 +60,8 @@ def plot_dynamics(records: list):  # figure
     plot_stage(records, ['lr'], 'learning rate', axes[0])
     plot_stage(records, ['grad_norm'], 'gradient norm', axes[1]); axes[1].set_yscale('log')
     seen = [r for r in records if 'raw_score' in r]
-    plot_curves({name: ([r['step'] for r in seen], [100*r[key] for r in seen]) for name, key in (('averaged', 'validation_score'), ('raw', 'raw_score'))}, ax=axes[2])
+    curve = lambda key: ([r['step'] for r in seen], [100*r[key] for r in seen])
+    plot_curves({'averaged': curve('validation_score'), 'raw': curve('raw_score')}, ax=axes[2])
     axes[2].set_title('ExpRate on validation (%)', fontsize=9)
     plot_stage(records, ['validation_effective_rank'], 'effective rank of features', axes[3])
     plot_stage(records, ['validation_alpha_req'], 'alpha-ReQ slope', axes[4])

@@ -103,13 +103,12 @@ def fit(fabric: Fabric, model: nn.Module, step: Callable, batches: Callable, con
     seed_everything(seed + fabric.global_rank)
     optimizer = make_optimizer(model, config, slow)
     average = copy.deepcopy(model).requires_grad_(False) if config.ema else None
-    at, best = _resume(fabric, run, model, average, optimizer)
-    kept = begun = at
+    kept, best = _resume(fabric, run, model, average, optimizer)
     stepper, optimizer = fabric.setup(Stepper(model, step), optimizer)
     if average is not None: fabric.to_device(average)
-    source, clock, seen = iter(batches(at*config.accumulate)), time.perf_counter(), 0
+    source, clock, seen = iter(batches(kept*config.accumulate)), time.perf_counter(), 0
     model, watch = stepper.module.model, _Watch(fabric, until)
-    for at in range(at, config.steps):
+    for at in range(begun := kept, config.steps):
         lr, norm, logs, n = _descend(fabric, stepper, optimizer, source, config, at, seed)
         seen, is_last = seen + n, at + 1 == config.steps
         if after_step: after_step(model)

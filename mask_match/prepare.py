@@ -82,7 +82,8 @@ _POSITIVE = {'steps', 'batch_pixels', 'batch_max', 'accumulate', 'log_every', 'c
              'n_test', 'width', 'heads', 'layers', 'feedforward', 'slots', 'max_tokens', 'hidden', 'projection', 'lr', 'stroke_height', 'pen_width',
              'max_height', 'max_width', 'clip', 'temperature', 'local_temperature', 'scale_low', 'scale_high', 'pen_low', 'pen_high', 'encoder_lr',
              'block_start', 'block_end'}
-_FRACTION = {'dropout', 'label_smoothing', 'warmup', 'ema', 'local_weight', 'ratio_start', 'ratio_end', 'cutout_share', 'cutout_end', 'exchange_share', 'teacher_momentum'}
+_FRACTION = {'dropout', 'label_smoothing', 'warmup', 'ema', 'local_weight', 'ratio_start', 'ratio_end', 'cutout_share', 'cutout_end', 'exchange_share',
+             'teacher_momentum'}
 
 def settings(name: str, overrides=(), data=None) -> Config:
     "A preset with changes, for given ink or its own; `ConfigError` for what does not exist, has the wrong type or lies outside its range."

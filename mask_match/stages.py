@@ -100,6 +100,7 @@ def _health(cells):
     "Effective rank and alpha-ReQ slope (eigenvalues 3 to 50) of features [m d], where there are enough of them."
     return dict(effective_rank=float(effective_rank(cells)), alpha_req=float(alpha_req(cells))) if len(cells) > 60 else {}
 
+# %% ../nbs/43_stages.ipynb #23c2dd10
 def finetune(config: Config, packed: Packed, folder, start=None, validation: Packed | None = None, on_record: Callable = lambda r: None,
              until: float = math.inf) -> Run:
     "Stage 3 as a run: supervised training to LaTeX; `model.safetensors` is the best on validation (the last without one)."
@@ -109,7 +110,8 @@ def finetune(config: Config, packed: Packed, folder, start=None, validation: Pac
     model = make_model(config, vocabulary)
     found = take_over(model, weights_of(start), WHOLE) if start else []
     slow = {} if 'decoder.' in found else {part: c.encoder_lr for part in found}  # a whole model goes on at one rate
-    batches = lambda at: stream(packed, vocabulary, config, c.fit, at, share=(c.cutout_share, c.cutout_end), exchange=c.exchange_share, rank=fabric.global_rank, world=fabric.world_size)
+    batches = lambda at: stream(packed, vocabulary, config, c.fit, at, share=(c.cutout_share, c.cutout_end), exchange=c.exchange_share,
+                                rank=fabric.global_rank, world=fabric.world_size)
     evaluate = validation and (lambda m: validate(m, validation, vocabulary, config))
     told = dict(words=list(vocabulary.words), left_out={k: v for part in packed.parts() for k, v in left_out(part, vocabulary, config).items()})
     for record in fit(fabric, model, finetune_step, batches, c.fit, config.seed, run, evaluate, slow, notes=told, until=until): on_record(record)
