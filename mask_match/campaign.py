@@ -147,4 +147,4 @@ def fetch_wheels(folder):
     if done.returncode: raise RunError(f'wheels could not be fetched: {done.stderr.strip()[-300:]}; check the network, or pass wheels=False where the other machine has them')
 
 # %% ../nbs/58_campaign.ipynb #17aed44b
-if __name__ == '__main__': sys.exit(run_campaign())
+if __name__ == '__main__' and __package__ == 'mask_match': sys.exit(run_campaign())  # as a command, not in the notebook
