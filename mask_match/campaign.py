@@ -142,9 +142,10 @@ def fetch_wheels(folder):
     "Download the wheels of `MISSING` for Linux and Python 3.12, as settings pin them here; `RunError` where one can't be had."
     from importlib.metadata import version
     platforms = [x for n in (2014, '_2_17', '_2_28', '_2_34') for x in ('--platform', f'manylinux{n}_x86_64')]
-    command = [sys.executable, '-m', 'pip', 'download', '-q', '--no-deps', '--only-binary=:all:', '--python-version', '3.12', '--implementation', 'cp', *platforms]
+    command = [sys.executable, '-m', 'pip', 'download', '-q', '--no-deps', '--only-binary=:all:', '--python-version', '3.12', *platforms]
+    command += ['--implementation', 'cp']
     done = subprocess.run([*command, '-d', str(folder), *(f'{name}=={version(name)}' for name in MISSING)], capture_output=True, text=True)
-    if done.returncode: raise RunError(f'wheels could not be fetched: {done.stderr.strip()[-300:]}; check the network, or pass wheels=False where the other machine has them')
+    if done.returncode: raise RunError(f'wheels could not be fetched: {done.stderr.strip()[-300:]}; check the network, or pass wheels=False')
 
 # %% ../nbs/58_campaign.ipynb #17aed44b
 if __name__ == '__main__' and __package__ == 'mask_match': sys.exit(run_campaign())  # as a command, not in the notebook

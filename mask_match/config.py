@@ -138,9 +138,7 @@ class FinetuneConfig:
     cutout_end: float = 0.0          # the same share at the end of training (fraction; linear in between)
     exchange_share: float = 0.0      # share of whole expressions in which parts change places with like parts of others (fraction; ours)
     fit: FitConfig = field(default_factory=FitConfig)
-
-    @property
-    def uses_parts(self): return max(self.cutout_share, self.cutout_end, self.exchange_share) > 0  # sub-expressions, cut by the ink's symbol groups
+    uses_parts = property(lambda self: max(self.cutout_share, self.cutout_end, self.exchange_share) > 0)  # sub-expressions, cut by symbol groups
 
 # %% ../nbs/00_config.ipynb #2d6c7288
 @dataclass(frozen=True)
@@ -259,7 +257,7 @@ def quick():
 
 # %% ../nbs/00_config.ipynb #9d860477
 def cpu():
-    "One to two hours on two CPU cores: real CROHME ink, compact encoder."
+    "Two hours on two CPU cores that do little else: real CROHME ink, compact encoder."
     fit = FitConfig(batch_pixels=500_000, batch_max=64, weight_decay=0.05)
     return Config(preset='cpu', data=DataConfig(source='crohme'), encoder=EncoderConfig(width=192),
                   decoder=DecoderConfig(heads=6, layers=2, feedforward=768, dropout=0.2),
@@ -275,8 +273,7 @@ def paper():
                   encoder=EncoderConfig(name='densenet_b'), decoder=DecoderConfig(dropout=0.3, max_tokens=200),
                   pretrain=PretrainConfig(hidden=1024, projection=512, fit=replace(fit, steps=2000, minutes=4)),
                   attend=AttendConfig(fit=replace(fit, steps=2000, minutes=3)),
-                  finetune=FinetuneConfig(cutout_share=0.5, cutout_end=0.2, exchange_share=0.5,
-                                          fit=replace(fit, steps=12_000, minutes=20, evaluate_every=1000)))
+                  finetune=FinetuneConfig(cutout_share=0.5, cutout_end=0.2, exchange_share=0.5, fit=replace(fit, steps=12000, minutes=20, evaluate_every=1000)))
 
 # %% ../nbs/00_config.ipynb #ed0f44c6
 PRESETS = dict(smoke=smoke, quick=quick, cpu=cpu, paper=paper)

@@ -54,6 +54,7 @@ def plot_learning(records: list):  # figure
     axes[1].set(title='validation (greedy, averaged weights)', ylim=(0, 100)); axes[1].title.set_fontsize(9)
     return fig
 
+# %% ../nbs/52_figures.ipynb #35195e11
 def plot_dynamics(records: list):  # figure
     "How a training went: learning rate, gradient norm before clipping, averaged against raw weights, and the features' health without labels."
     fig, axes = plt.subplots(1, 5, figsize=(15, 2.4), layout='constrained')

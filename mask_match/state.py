@@ -84,6 +84,7 @@ def checkpoints(folder) -> list[Path]:
     "The checkpoints in a run folder, oldest first."
     return sorted(p for p in Path(folder).glob('checkpoint-*') if re.fullmatch(r'checkpoint-\d+', p.name))
 
+# %% ../nbs/22_state.ipynb #e2759134
 def save_checkpoint(folder, tensors: dict, meta: dict):
     "Write `checkpoint-STEP` (`meta['step']`) into `folder`, whole or not at all, and remove older ones."
     path = Path(folder)/f"checkpoint-{meta['step']:08}"
