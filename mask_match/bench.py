@@ -24,7 +24,7 @@ def _seconds(work) -> float:
     start = time.perf_counter(); work()
     return time.perf_counter() - start
 
-def bench_train(config: Config, packed: Packed, batches: int = 40) -> dict:  # rates in expressions a second
+def bench_train(config: Config, packed: Packed, batches: int = 100) -> dict:  # rates in expressions a second
     "Rates of stage 3: data alone, model alone, both; and the share of pixels that are padding. One process."
     vocabulary, c = Vocabulary.field(), config.finetune
     fabric, some = make_fabric(config, c.fit), replace(c.fit, steps=batches, log_every=batches, evaluate_every=0, accumulate=1)

@@ -42,7 +42,7 @@ class AugmentConfig:
     elastic: float = 0.05      # smooth distortion, standard deviation (fraction of stroke_height; ours)
     pen_low: float = 0.75      # thinnest pen (factor on pen_width; ours)
     pen_high: float = 1.5      # thickest pen (factor on pen_width; ours)
-    snug: float = 0.15         # how far the scale may give way so that an image fills its batch (log of the factor; ours)
+    snug: float = 0.2          # how far the scale may give way so that an image fills its batch (log of the factor; ours)
 
 def no_augment(): return AugmentConfig(1., 1., 0., 0., 0., 0., 0., 0., 1., 1., 0.)
 

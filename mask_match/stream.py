@@ -6,6 +6,7 @@
 __all__ = ['stream']
 
 # %% ../nbs/19_stream.ipynb #f45b212c
+import functools
 from collections.abc import Iterator
 import numpy as np, torch
 from .config import Config, FitConfig
@@ -15,22 +16,22 @@ from .latex import Vocabulary
 from .runs import RunError
 
 # %% ../nbs/19_stream.ipynb #19725fd0
-def _exchange(packed, vocabulary, config, share):
+@functools.lru_cache(1)  # the index of a split is made once, not at every pass
+def _exchange(packed, words, config, share):
     "What can change places in one shard."
     if not any('places' in info for info in packed.infos):
         raise RunError(f'{packed.path}: packed without places to exchange; pack it anew with `mask-match data`, or set finetune.exchange_share=0')
-    out = left_out(packed, vocabulary, config)
+    out = left_out(packed, Vocabulary(words), config)
     return Exchange(packed, [i for i, name in enumerate(packed.names) if name not in out], share)
 
 def stream(packed: Packed | Shards, vocabulary: Vocabulary, config: Config, fit: FitConfig, start: int = 0, with_views: bool = False, share: tuple = (0., 0.),
            exchange: float = 0., rank: int = 0, world: int = 1) -> Iterator:
     """Endless training batches for process `rank` of `world`, from its batch number `start` on. `share` (start, end) of cut-outs changes linearly over the run;
     `exchange` is the share of the other expressions in which parts change places."""
-    total, number, k, last, swaps = fit.steps*fit.accumulate, 0, 0, None, None
+    total, number, k = fit.steps*fit.accumulate, 0, 0
     while True:
         for part in packed.parts(np.random.default_rng([config.seed, k])):
-            if exchange and part is not last: swaps = _exchange(part, vocabulary, config, exchange)
-            done, last = min(number/total, 1.), part
+            swaps, done = _exchange(part, vocabulary.words, config, exchange) if exchange else None, min(number/total, 1.)
             epoch = Epoch(part, vocabulary, config, fit, k, share=share[0] + (share[1] - share[0])*done, with_views=with_views, exchange=swaps)
             mine = list(range(rank, len(epoch)//world*world, world)) if len(epoch) >= world else [rank % len(epoch)]
             if number + len(mine) > start:
