@@ -114,8 +114,9 @@ def fit(fabric: Fabric, model: nn.Module, step: Callable, batches: Callable, con
         if after_step: after_step(model)
         if average is not None: update_average(average, model, config.ema, at)
         if (at + 1) % config.log_every == 0 or is_last:
-            speed = seen*fabric.world_size/(time.perf_counter() - clock)
-            record = dict(step=at + 1, lr=lr, grad_norm=float(norm), expressions_per_second=speed, **{k: float(v) for k, v in logs.items()})
+            seconds = time.perf_counter() - clock
+            record = dict(step=at + 1, lr=lr, grad_norm=float(norm), seconds=seconds, expressions_per_second=seen*fabric.world_size/seconds,
+                          **{k: float(v) for k, v in logs.items()})
             seen, clock = 0, time.perf_counter()
             yield _log(fabric, run, record)
         if evaluate and (is_last or config.evaluate_every and (at + 1) % config.evaluate_every == 0):
