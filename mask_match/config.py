@@ -40,9 +40,11 @@ class AugmentConfig:
     trace_shift: float = 0.06  # shift of single traces, standard deviation (fraction of stroke_height; ours)
     trace_scale: float = 0.06  # size change of single traces, standard deviation (log of the factor; ours)
     elastic: float = 0.05      # smooth distortion, standard deviation (fraction of stroke_height; ours)
-    pen_low: float = 0.75      # thinnest pen (factor on pen_width; ours)
-    pen_high: float = 1.5      # thickest pen (factor on pen_width; ours)
+    pen_low: float = 0.75; pen_high: float = 1.5  # thinnest and thickest pen (factors on pen_width; ours)
     snug: float = 0.2          # how far the scale may give way so that an image fills its batch (log of the factor; ours)
+    symbol_shift: float = 0.; symbol_scale: float = 0.  # the same as for single traces, for whole symbols (needs the ink's symbol groups; ours)
+    trace_cut: float = 0.      # share of the traces that lose up to a quarter of their points at one end (fraction; ours)
+    texture: float = 0.        # blur and fading of the drawn ink in stage 3 (factor on those of stage 1; ours)
 
 def no_augment(): return AugmentConfig(1., 1., 0., 0., 0., 0., 0., 0., 1., 1., 0.)
 
@@ -96,9 +98,7 @@ class PretrainConfig:
     temperature: float = 0.2           # of NT-Xent (ours)
     local_temperature: float = 0.2     # of the dense InfoNCE (LoGoHTR: 0.5)
     barlow_lambda: float = 5e-3        # weight of the off-diagonal term (Barlow Twins: 5e-3)
-    vicreg_invariance: float = 25.     # VICReg's own weights: 25, 25, 1
-    vicreg_variance: float = 25.       # see above
-    vicreg_covariance: float = 1.      # see above
+    vicreg_invariance: float = 25.; vicreg_variance: float = 25.; vicreg_covariance: float = 1.  # VICReg's own weights
     hidden: int = 512                  # width of the projection head's hidden layer
     projection: int = 128              # width of the projected vectors
     local_cells: int = 1024            # most matched cells per batch in the local loss (bounds its memory)

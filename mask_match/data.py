@@ -209,14 +209,15 @@ class _Drawer:
         inside = [dict(s, traces=[place[t] for t in s['traces']]) for s in self.packed.symbols(i) if place.keys() >= set(s['traces'])]
         return cut[0].split(), self.packed.traces(i, cut[1]), inside
 
-    def _draw(self, k, traces):
-        rng = np.random.default_rng([self.config.seed, self.epoch, k])
+    def _draw(self, k, traces, symbols):
+        rng, owners = np.random.default_rng([self.config.seed, self.epoch, k]), np.arange(len(traces))
+        for symbol in symbols: owners[symbol['traces']] = min(symbol['traces'], default=0)
         bend = dataclasses.replace(self.bend, scale_low=self.scales[k], scale_high=self.scales[k])
-        return augment(traces, self.config.render, bend, rng, unit=self.packed.units[self.samples[k][0]])
+        return augment(traces, self.config.render, bend, rng, self.packed.units[self.samples[k][0]], owners)
 
     def _batch(self, which):
         captions, traces, symbols = zip(*map(self._written, which))
-        drawn = snug([self._draw(k, t)[:3] for k, t in zip(which, traces)], self.config.render.margin, self.bend.snug)
+        drawn = snug([self._draw(k, t, s)[:3] for k, t, s in zip(which, traces, symbols)], self.config.render.margin, self.bend.snug)
         image, sizes = stack_images([draw(*one) for one in drawn])
         ids = [torch.tensor(self.vocabulary.encode(c), dtype=torch.long) for c in captions]
         tokens = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True)

@@ -19,7 +19,7 @@ from .encoder import make_encoder
 from .latex import Vocabulary
 from .runs import RunError, load_tensors, save_tensors
 from .search import Hypothesis, beam_search, greedy
-from .views import cell_pad, ink_cells
+from .views import cell_pad, ink_cells, photometric
 
 # %% ../nbs/42_finetune.ipynb #8dc7c0f6
 def census_loss(logits: torch.Tensor,   # votes of the cells [b n k]; class 0 is "nothing new here"
@@ -66,7 +66,7 @@ class MaskMatch(nn.Module):
         self.encoder = make_encoder(config.encoder)
         self.attention = AttentionNet(self.encoder.width, config.attend.slots)
         self.decoder = Decoder(config.decoder, vocabulary, self.encoder.width, config.attend.slots)
-        self.smoothing, self.both = config.finetune.label_smoothing, config.finetune.both_directions
+        self.smoothing, self.both, self.texture = config.finetune.label_smoothing, config.finetune.both_directions, config.augment.texture
 
     def encode(self, image: torch.Tensor,  # [b 1 H W]
                sizes: torch.Tensor,        # [b 2] true height and width (pixels)
@@ -84,7 +84,9 @@ def make_model(config: Config, vocabulary: Vocabulary) -> MaskMatch:
 
 def finetune_step(model: MaskMatch, batch: Batch, progress: float, generator) -> tuple:  # loss, logs
     "Teacher forcing in one or both reading directions; accuracy counts tokens, given the right ones before."
-    features, maps, is_blank = model.encode(batch.image, batch.sizes)
+    is_changed, look = model.training and model.texture > 0, model.texture
+    image = photometric(batch.image, generator, 0.9*look, 0., min(0.4*look, 0.9)) if is_changed else batch.image
+    features, maps, is_blank = model.encode(image, batch.sizes)
     inputs, targets = both_directions(batch.tokens, batch.lengths)
     if not model.both: inputs, targets = inputs[:len(batch.tokens)], targets[:len(batch.tokens)]
     logits = model.decoder(features, maps, is_blank, inputs)

@@ -114,11 +114,8 @@ def fit(fabric: Fabric, model: nn.Module, step: Callable, batches: Callable, con
         if after_step: after_step(model)
         if average is not None: update_average(average, model, config.ema, at)
         if (at + 1) % config.log_every == 0 or is_last:
-            seconds = time.perf_counter() - clock
-            record = dict(step=at + 1, lr=lr, grad_norm=float(norm), seconds=seconds, expressions_per_second=seen*fabric.world_size/seconds,
-                          **{k: float(v) for k, v in logs.items()})
+            yield _log(fabric, run, _told(at + 1, lr, norm, logs, seen*fabric.world_size, time.perf_counter() - clock))
             seen, clock = 0, time.perf_counter()
-            yield _log(fabric, run, record)
         if evaluate and (is_last or config.evaluate_every and (at + 1) % config.evaluate_every == 0):
             record = dict(step=at + 1, **_scores(evaluate, average, model))
             if record['validation_score'] > best:
@@ -159,6 +156,9 @@ def _scores(evaluate, average, model):
     return {f'validation_{k}': v for k, v in evaluate(average or model).items()} | raw
 
 def _halved(model): return {k: v.half() if v.is_floating_point() else v for k, v in model.state_dict().items()}
+
+def _told(step, lr, norm, logs, seen, seconds):
+    return dict(step=step, lr=lr, grad_norm=float(norm), seconds=seconds, expressions_per_second=seen/seconds, **{k: float(v) for k, v in logs.items()})
 
 def _log(fabric, run, record):
     if run and fabric.is_global_zero: run.log(record)

@@ -53,7 +53,7 @@ MASKING = (
     Arm('single cells', ('attend.where=random', 'attend.block_start=0.3', 'attend.block_end=0.3')),
     Arm('match pooled slots only', ('attend.predict_weight=0',)), Arm('match cells only', ('attend.match_weight=0',)))
 
-# %% ../nbs/59_grid.ipynb #2699dfb3
+# %% ../nbs/59_grid.ipynb #8d025d9b
 _no = lambda name, *settings: Arm(f'without {name}', settings)
 LEVERS = (
     Arm('all levers', worth=2), _no('cut-outs', 'finetune.cutout_share=0', 'finetune.cutout_end=0'), _no('exchange', 'finetune.exchange_share=0'),
@@ -61,6 +61,8 @@ LEVERS = (
     _no('symbol census', 'finetune.census_weight=0'), _no('right-to-left', 'finetune.both_directions=false'), _no('coverage', 'decoder.coverage=false'),
     _no('learned maps', 'decoder.use_gain=false', 'decoder.use_bias=false'), _no('averaged weights', 'finetune.fit.ema=0'),
     _no('label smoothing', 'finetune.label_smoothing=0'),
+    Arm('with jitter of symbols', ('augment.symbol_shift=0.08', 'augment.symbol_scale=0.08')), Arm('with cut traces', ('augment.trace_cut=0.1',)),
+    Arm('with blur and fading', ('augment.texture=1',)),
     Arm('LaTeX only', ('finetune.symbol_weight=0', 'finetune.cutout_share=0', 'finetune.cutout_end=0', 'finetune.exchange_share=0')))
 SHARES = (1., 0.1, 0.25, 0.05, 0.5, 0.01)  # in the order of their worth
 LABELS = tuple(Arm(f'{name}, {share:.0%}', (), which, 6 - k, labels=share) for k, share in enumerate(SHARES)

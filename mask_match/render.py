@@ -133,14 +133,31 @@ def _linear(augment, rng):
     c, s, k, e = math.cos(angle), math.sin(angle), math.tan(slant), math.exp(stretch/2)
     return np.array([[c/e, -(c*k + s)*e], [s/e, (c - s*k)*e]])
 
-def _disorder(points, starts, sizes, unit, augment, rng):
-    "Shift and resize single traces, then add a smooth wave; deviations in multiples of `unit`."
+def _cut(points, starts, sizes, share, rng):
+    "A share of the traces loses up to a quarter of its points at one end, as where a pen lifts too early or skips."
+    u, v, w = rng.random((3, len(sizes)))
+    lost = (sizes/4*u*(v < share)).astype(np.int64)
+    begin = np.where(w < 0.5, lost, 0)
+    k = np.arange(points.shape[1]) - np.repeat(starts, sizes)
+    kept = (k >= np.repeat(begin, sizes)) & (k < np.repeat(begin + sizes - lost, sizes))
+    return points[:, kept], np.cumsum(sizes - lost) - (sizes - lost), sizes - lost
+
+# %% ../nbs/11_render.ipynb #aa2e6ee7
+def _jitter(points, starts, sizes, owners, shift, scale, rng):
+    "Shift and resize groups of traces (`owners` [traces]: 0, 1, ...) about their middles."
+    low, high = np.full((2, 2, owners.max() + 1), [[[np.inf]], [[-np.inf]]])
+    for end, corner, lowest in zip((low, high), _boxes(points, starts), (np.minimum, np.maximum)): lowest.at(end, (slice(None), owners), corner)
+    grow, *move = rng.standard_normal((3, low.shape[1]))
+    grow = np.exp(scale*grow)
+    moved = (low + high)/2*(1 - grow) + shift*np.array(move)
+    return points*np.repeat(grow[owners], sizes) + np.repeat(moved[:, owners], sizes, 1)
+
+def _disorder(points, starts, sizes, unit, augment, rng, owners=None):
+    "Shift and resize single traces and whole symbols, then add a smooth wave; deviations in multiples of `unit`."
     if augment.trace_shift or augment.trace_scale:
-        low, high = _boxes(points, starts)
-        grow, *move = rng.standard_normal((3, len(starts)))
-        grow = np.exp(augment.trace_scale*grow)
-        shift = (low + high)/2*(1 - grow) + augment.trace_shift*unit*np.array(move)
-        points = points*np.repeat(grow, sizes) + np.repeat(shift, sizes, 1)
+        points = _jitter(points, starts, sizes, np.arange(len(starts)), augment.trace_shift*unit, augment.trace_scale, rng)
+    if owners is not None and (augment.symbol_shift or augment.symbol_scale):
+        points = _jitter(points, starts, sizes, owners, augment.symbol_shift*unit, augment.symbol_scale, rng)
     if augment.elastic:
         turns = rng.uniform(0, 2*math.pi, (3, 2))                            # directions and phases of three waves
         waves = np.stack([np.cos(turns[:, 0]), np.sin(turns[:, 0])], 1)*(2*math.pi/(unit*rng.uniform(2, 6, (3, 1))))
@@ -148,15 +165,19 @@ def _disorder(points, starts, sizes, unit, augment, rng):
         points = points + strength @ np.sin(waves @ points + turns[:, 1:])
     return points
 
-def augment(traces, config: RenderConfig, augment: AugmentConfig, rng: np.random.Generator, unit: float | None = None):
-    "A randomly bent version of the ink: traces in pixels, (H, W), pen width, exact affine part [2 3] ink -> pixel; equal `rng`, equal result."
+# %% ../nbs/11_render.ipynb #416440fa
+def augment(traces, config: RenderConfig, augment: AugmentConfig, rng: np.random.Generator, unit: float | None = None, owners=None):
+    """A randomly bent version of the ink: traces in pixels, (H, W), pen width, exact affine part [2 3] ink -> pixel; equal `rng`, equal result.
+    `owners` (int [traces]): the symbol that each trace belongs to, for `symbol_shift` and `symbol_scale`."""
     points, starts, sizes = _flatten(traces)
     unit = float(unit or _unit(points, starts))
+    if owners is not None: owners = np.unique(np.asarray(owners)[[len(t) > 0 for t in traces]], return_inverse=True)[1]
+    if augment.trace_cut: points, starts, sizes = _cut(points, starts, sizes, augment.trace_cut, rng)
     u, v = rng.random(2).tolist()
     scale = augment.scale_low*(augment.scale_high/augment.scale_low)**u*config.stroke_height/unit
     pen = config.pen_width*augment.pen_low*(augment.pen_high/augment.pen_low)**v
     linear, middle = scale*_linear(augment, rng), (points[:, :1] + points[:, -1:])/2
-    bent = _disorder(linear @ (points - middle), starts, sizes, scale*unit, augment, rng)
+    bent = _disorder(linear @ (points - middle), starts, sizes, scale*unit, augment, rng, owners)
     shrink, shift, size = _place(bent, config)
     linear, shift = shrink*linear, np.array(shift)[:, None]
     return _split(bent*shrink + shift, starts, sizes), size, pen, np.concatenate([linear, shift - linear @ middle], 1).astype(np.float32)
