@@ -185,11 +185,14 @@ def hide_traces(image: torch.Tensor,  # images, 1 is ink [b 1 H W]
                 traces: list,         # per expression a list of [n 2] arrays (pixels of this image)
                 ratio: float,         # share of each expression's ink to hide (fraction)
                 generator: torch.Generator,
-                reach: int = REACH    # radius of the stamp (pixels)
+                reach: int = REACH,   # radius of the stamp (pixels)
+                groups: list | None = None  # per expression the group of every trace (int [traces]); None: every trace is one
                ) -> tuple:            # (image without the hidden traces [b 1 H W], is_hidden [b H W]: True on their ink)
-    "Hide whole traces at random, until hiding one more would take the share of hidden ink further away from `ratio`; one trace always stays."
+    "Hide whole traces (or groups) at random, until hiding one more would take the share of hidden ink further away from `ratio`; one always stays."
     if len(traces) != len(image): raise ValueError(f'{len(image)} images but traces of {len(traces)} expressions: pass batch.traces of the same batch')
-    owned = own_pixels(traces, image.shape[-2:], reach).to(image.device)
+    owned = own_pixels(traces, image.shape[-2:], reach)
+    if groups is not None: owned = torch.stack([torch.tensor([*g, -1])[o] for g, o in zip(groups, owned, strict=True)])  # -1 stays -1
+    owned = owned.to(image.device)
     most = max(1, int(owned.max()) + 1)
     owner, y, x = list_ink(image)
     trace = owned[owner, y, x]

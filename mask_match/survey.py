@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['GROUPS', 'memberships', 'symbol_boxes', 'box_cells', 'owners', 'Networks', 'energy', 'untrained', 'add_untrained',
-           'load_networks', 'cross_maps', 'look', 'View', 'survey']
+           'load_networks', 'cross_maps', 'look', 'View', 'survey', 'laid_on', 'with_moved']
 
 # %% ../nbs/55_survey.ipynb #ed53da81
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 import numpy as np
 import torch
@@ -161,3 +161,20 @@ def survey(networks: Networks, packed: Packed, n: int = 0):  # yields `View`
             cut = lambda those: {key: value[b, :, :h, :w] for key, value in those.items()}
             yield View(name, batch.image[b, 0, :height, :width], symbols, symbol_boxes(symbols, batch.traces[b]), is_ink[b, :h, :w],
                        cut(maps), cut(features), stride)
+
+def laid_on(maps: torch.Tensor, is_ink: torch.Tensor) -> torch.Tensor:  # [s h w], each sums to 1
+    "Maps of another ink [s h' w'] stretched to the grid of this one [h w] and kept where it has ink."
+    made = torch.nn.functional.interpolate(maps[None], is_ink.shape, mode='bilinear', align_corners=False)[0]*is_ink
+    made = torch.where(made.sum((1, 2), keepdim=True) > 0, made, is_ink.float())  # a map that lies beside all ink says nothing
+    return made/made.sum((1, 2), keepdim=True)
+
+def with_moved(views, looker: str = 'stage 2 slots'):  # yields `View`
+    """Give every view one more look, 'LOOKER, moved': the maps that the looker made of the expression before it (the first takes those of the second).
+    Neighbours of a survey are of like size, so this is what a look knows of places without looking."""
+    views = iter(views)
+    first, before = next(views, None), None
+    for view in views:
+        if before is None: yield replace(first, maps=first.maps | {f'{looker}, moved': laid_on(view.maps[looker], first.is_ink)}); before = first
+        yield replace(view, maps=view.maps | {f'{looker}, moved': laid_on(before.maps[looker], view.is_ink)})
+        before = view
+    if before is None: raise ValueError('maps are moved between expressions: give at least two')

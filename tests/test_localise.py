@@ -1,5 +1,6 @@
 "What the attention finds and what the features know: measures against brute force, choices that must not leak, controls that must not drift."
 import itertools, math
+from dataclasses import replace
 import numpy as np
 import pytest, torch
 from torch.nn import functional as F
@@ -11,7 +12,7 @@ from mask_match.localise import (MEASURES, average_precision, first_half, interv
                                  specialisation, stacked, standing, verdict)
 from mask_match.runs import RunError
 from mask_match.stages import attend, finetune, pretrain
-from mask_match.survey import GROUPS, box_cells, load_networks, owners, survey, symbol_boxes
+from mask_match.survey import GROUPS, box_cells, laid_on, load_networks, memberships, owners, survey, symbol_boxes, with_moved
 from mask_match.synth import synthesise
 
 # --- where symbols are ---
@@ -231,3 +232,32 @@ def test_runs_in_the_wrong_place_say_so(chain, tmp_path):
     wide = override(smoke(), {'encoder.width': 32, 'pretrain.fit.steps': 1, 'threads': 1})
     pretrain(wide, packed, tmp_path/'wide')
     with pytest.raises(RunError, match='another way'): load_networks(tmp_path/'wide', folder/'two', folder/'three')
+
+# --- knowing places, without looking ---
+
+def test_a_map_laid_on_other_ink_keeps_its_place_and_leaves_the_paper():
+    maps, is_ink = torch.zeros(2, 2, 4), torch.ones(4, 8, dtype=torch.bool)
+    maps[0, 0, 0], maps[1, 1, 3] = 1., 1.
+    is_ink[:, 4] = False
+    made = laid_on(maps, is_ink)
+    assert made[0, :2, :2].sum() > 0.7 and made[1, 2:, 6:].sum() > 0.7 and made[:, :, 4].sum() == 0
+    assert made.sum((1, 2)) == pytest.approx([1, 1])
+    off = laid_on(maps[:1], torch.zeros(4, 8, dtype=torch.bool).index_fill_(1, torch.tensor([7]), True))    # all of its mass lies beside the ink
+    assert off[0, :, 7] == pytest.approx([.25]*4)
+
+def test_a_look_that_knows_only_a_place_is_not_told_from_its_moved_self(chain):
+    folder, packed = chain
+    views = list(survey(load_networks(folder/'one', folder/'two', folder/'three', seeds=()), packed))
+    def placed(view):
+        h, w = view.is_ink.shape
+        ramp = (torch.arange(w)/w + 1 - torch.arange(h)[:, None]/h)[None]*view.is_ink    # towards the upper right corner
+        return replace(view, maps={'stage 2 slots': ramp/ramp.sum()})
+    def oracle(view):
+        there = box_cells(view.boxes, *view.is_ink.shape, view.stride)[memberships(view.symbols)[:, list(GROUPS).index('letter')]].any(0)
+        there = there if there.any() else view.is_ink
+        return replace(view, maps={'stage 2 slots': (there/there.sum())[None]})
+    gains = {}
+    for name, look in (('placed', placed), ('oracle', oracle)):
+        rows = score_roles([r for v in with_moved(map(look, views)) for r in measure(v)], ('stage 2 slots, moved',))
+        gains[name] = {r['role']: r['mass']['gains']['stage 2 slots, moved']['value'] for r in rows if r['looker'] == 'stage 2 slots' and r['mass']['n'] > 2}
+    assert abs(np.mean(list(gains['placed'].values()))) < 0.05 and gains['oracle']['letter'] > 0.2, gains
