@@ -67,12 +67,14 @@ class State:
 
     def select(self, images=None,  # indices [b'] of images to keep; None: all
                beams=None):        # indices [b' r'] of rows to keep, in the new order; None: all
-        "Keep or reorder images and beams."
-        pick = lambda x: x if images is None else x[images]
-        row = lambda x, axis: x if beams is None else x.gather(axis, beams.view(len(beams), *[1]*(axis - 1), -1, *[1]*(x.ndim - axis - 1)).expand(
-            *x.shape[:axis], -1, *x.shape[axis + 1:]))
-        past = tuple(None if p is None else tuple(row(pick(x), 1) for x in p) for p in self.past)
-        covered = tuple(None if c is None else row(pick(c), 1) for c in self.covered)
+        "Keep or reorder images and beams: whole rows are copied, once."
+        def kept(x):
+            b, r = x.shape[:2]
+            first = (torch.arange(b, device=x.device) if images is None else images)[:, None]*r
+            rows = first + (torch.arange(r, device=x.device) if beams is None else beams)
+            return x.flatten(0, 1).index_select(0, rows.flatten()).view(*rows.shape, *x.shape[2:])
+        past = tuple(None if p is None else tuple(map(kept, p)) for p in self.past)
+        covered = tuple(None if c is None else kept(c) for c in self.covered)
         return State(self.memory if images is None else self.memory.select(images), past, covered, self.time)
 
 # %% ../nbs/40_decoder.ipynb #517e8bb3

@@ -24,13 +24,10 @@ class Hypothesis:
     other: float | None = None  # log-probability by the other direction (nats); None: not asked
 
 # %% ../nbs/41_search.ipynb #329b41bd
-def _log_probabilities(logits: torch.Tensor,   # [b D r k]
-                       starts: torch.Tensor):  # start token of each direction [D]
-    "Log-probabilities [b D r k]; pad, unknown and the start token cannot be written."
-    logp = logits.log_softmax(-1)
-    logp[..., [PAD, UNK]] = -torch.inf
-    for i, start in enumerate(starts.tolist()): logp[:, i, :, start] = -torch.inf
-    return logp
+def _unwritable(starts: torch.Tensor, k: int):  # start token of each direction [D], size of the vocabulary -> bool [D 1 k]
+    "Pad, unknown and the start token cannot be written."
+    words = torch.arange(k, device=starts.device)
+    return ((words == PAD) | (words == UNK) | (words == starts[:, None]))[:, None]
 
 def _at_start(grammar, last, max_tokens):  # start tokens [...]
     "The automaton on the device of the search, and its places."
@@ -44,15 +41,14 @@ def greedy(decoder, features, maps, is_pad,  # [b d h w], [b s h w] or None, [b 
            grammar=None,                     # an Automaton of the vocabulary: only valid captions; None: anything
           ) -> list:                         # [b] Hypothesis
     "Read left to right, always taking the likeliest token."
-    state, starts = decoder.start(features, maps, is_pad), torch.tensor([SOS])
+    state, never = decoder.start(features, maps, is_pad), _unwritable(torch.tensor([SOS], device=features.device), decoder.head.out_features)[0, 0]
     last, alive = torch.full((len(features),), SOS, device=features.device), torch.arange(len(features), device=features.device)
     ids, total, finished = [[] for _ in features], torch.zeros(len(features)), [False]*len(features)
     if grammar: grammar, place = _at_start(grammar, last, max_tokens)
     for time in range(max_tokens + 1):
         logits, state = decoder.step(state, last)
-        logp = _log_probabilities(logits[:, None, None], starts)[:, 0, 0]
-        if grammar: logp = logp.masked_fill(is_forbidden(grammar, place, max_tokens - time), -torch.inf)
-        best, last = logp.max(-1)
+        not_now = never | is_forbidden(grammar, place, max_tokens - time) if grammar else never
+        best, last = logits.log_softmax(-1).masked_fill_(not_now, -torch.inf).max(-1)
         goes_on = last != EOS
         for i, token, value in zip(alive.tolist(), last.tolist(), best.tolist()):
             if token == EOS: finished[i] = True
@@ -96,11 +92,12 @@ def _beams(decoder, memory: Memory, beam: int, max_tokens: int, length_penalty: 
     length, finished = torch.zeros_like(total, dtype=torch.long), torch.zeros_like(total, dtype=torch.bool)
     now, results = [tokens, total, length, finished], [x.clone() for x in (tokens, total, length, finished)]
     state, images, last = decoder.fresh(memory), torch.arange(b, device=starts.device), starts.view(1, D, 1).expand(b, D, beam)
+    never = _unwritable(starts, decoder.head.out_features)
     if grammar: grammar, place = _at_start(grammar, last, max_tokens)
     for time in range(max_tokens + 1):
         logits, state = decoder.step(state, last.flatten(1))
-        logp = _log_probabilities(logits.view(*last.shape, -1), starts)
-        if grammar: logp = logp.masked_fill(is_forbidden(grammar, place, max_tokens - time), -torch.inf)
+        not_now = never | is_forbidden(grammar, place, max_tokens - time) if grammar else never
+        logp = logits.view(*last.shape, -1).log_softmax(-1).masked_fill_(not_now, -torch.inf)
         if time == max_tokens: now = _last_look(logp, ends, *now)
         else: parent, last, *now = _branch(logp, ends, time, length_penalty, *now)
         goes_on = ~(now[3] | now[1].isinf()).flatten(1).all(1)
