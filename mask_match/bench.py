@@ -47,7 +47,7 @@ def bench_step(config: Config, packed: Packed, batches: int = 12) -> dict:  # ra
         some = replace(fit_config, steps=batches, log_every=batches, evaluate_every=0, accumulate=1)
         epoch = Epoch(next(packed.parts()), vocabulary, config, some, share=c.cutout_share)
         order = np.random.default_rng(config.seed).permutation(len(epoch.samples))
-        if name == 'plain': epoch.batches = [(order[i:i + 8], (8, 8)) for i in range(0, len(order), 8)]
+        if name == 'plain': epoch.batches = [order[i:i + 8] for i in range(0, len(order), 8)]
         made = [epoch[i % len(epoch)] for i in range(batches)]
         train = lambda: list(fit(make_fabric(config, some), make_model(config, vocabulary), finetune_step, lambda at: iter(made), some, config.seed))
         train()  # compiles the kernels

@@ -15,8 +15,7 @@ from PIL import Image
 from .automaton import Automaton
 from .calibration import probability, tempered
 from .config import Config, RenderConfig
-from .batches import stack_images
-from .data import Batch
+from .data import Batch, stack_images
 from .finetune import MaskMatch, load_model, read_batch
 from .inkml import Ink, parse_ink
 from .latex import SOS, Vocabulary, is_valid, to_latex

@@ -7,7 +7,7 @@ ROOT = Path(__file__).resolve().parents[1]
 LAYERS = [
     {'config', 'compat', 'show', 'runs'},
     {'layout', 'sources', 'strokes', 'grammar', 'inkml', 'latex', 'masking', 'contrast', 'metrics', 'trees', 'alignment'},
-    {'batches', 'render', 'photo', 'synth', 'subexpressions', 'exchange', 'views', 'encoder', 'attention', 'automaton', 'decoder', 'search'},
+    {'render', 'photo', 'synth', 'subexpressions', 'exchange', 'views', 'encoder', 'attention', 'automaton', 'decoder', 'search'},
     {'data', 'splits', 'stream'},
     {'state'},
     {'fit'},
