@@ -162,6 +162,7 @@ def survey(networks: Networks, packed: Packed, n: int = 0):  # yields `View`
             yield View(name, batch.image[b, 0, :height, :width], symbols, symbol_boxes(symbols, batch.traces[b]), is_ink[b, :h, :w],
                        cut(maps), cut(features), stride)
 
+# %% ../nbs/55_survey.ipynb #aa055679
 def laid_on(maps: torch.Tensor, is_ink: torch.Tensor) -> torch.Tensor:  # [s h w], each sums to 1
     "Maps of another ink [s h' w'] stretched to the grid of this one [h w] and kept where it has ink."
     made = torch.nn.functional.interpolate(maps[None], is_ink.shape, mode='bilinear', align_corners=False)[0]*is_ink
