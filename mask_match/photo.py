@@ -158,6 +158,13 @@ def find_ink(contrast, name='the input'):  # is_ink bool [H W], unit and pen in 
     return np.cumsum(clean[:-1]).astype(bool).reshape(is_ink.shape), ink_unit(low, high), float(pen)
 
 # %% ../nbs/18_photo.ipynb #7cec10b7
+def _sharpened(contrast, is_ink, pen):
+    "Contrast of ink, 0 elsewhere, with the edges that a pen of this width had before a camera softened them (unsharp mask)."
+    near = np.asarray(Image.fromarray(255*is_ink.astype(np.uint8)).filter(ImageFilter.MaxFilter(3))) > 0
+    ink = np.where(near, contrast, 0).clip(0, 1).astype(np.float32)
+    soft = np.asarray(Image.fromarray((255*ink).astype(np.uint8)).filter(ImageFilter.GaussianBlur(0.5*pen)), np.float32)/255
+    return 2*ink - soft
+
 def image_to_ink_image(image: Image.Image, config: RenderConfig = RenderConfig()) -> np.ndarray:  # uint8 [H W], 255 = ink
     "A photo or screenshot in the look of `render`: light on black, cropped, at the config's stroke height and (roughly) pen width; raises `ImageError`."
     image = load_image(image)
@@ -168,13 +175,13 @@ def image_to_ink_image(image: Image.Image, config: RenderConfig = RenderConfig()
     rows, columns = np.flatnonzero(is_ink.any(1)), np.flatnonzero(is_ink.any(0))
     top, bottom, left, right = rows[0], rows[-1] + 1, columns[0], columns[-1] + 1
     scale = min(config.stroke_height/unit, (config.max_height - 2*config.margin)/(bottom - top), (config.max_width - 2*config.margin)/(right - left))
-    is_ink, zoom = is_ink[top:bottom, left:right], 4*scale
-    size = tuple(max(4, math.ceil(n*zoom)) for n in is_ink.shape[::-1])
-    large = Image.fromarray(is_ink.astype(np.uint8)*255).resize(size, Image.Resampling.BOX if zoom < 1 else Image.Resampling.BICUBIC)
-    border = 4*config.margin
-    page = Image.new('L', tuple(math.ceil(n/4)*4 + 2*border for n in size))
-    page.paste(large, (border, border))
-    grow = round((4*config.pen_width - pen*zoom)/2)
+    zoom, edge, ink = 4*scale, 0.5*np.quantile(contrast[is_ink], 0.75), np.pad(_sharpened(contrast, is_ink, pen), 2)  # a bicubic filter sees 2 pixels more
+    size = tuple(max(4, math.ceil(n*zoom)) for n in (right - left, bottom - top))
+    box = (left + 2, top + 2, right + 2, bottom + 2)
+    large = np.asarray(Image.fromarray(ink).resize(size, Image.Resampling.BOX if zoom < 1 else Image.Resampling.BICUBIC, box)) > edge
+    wide = pen*large.sum()/(is_ink.sum()*zoom)               # the strokes are as long as before
+    page = Image.fromarray(np.pad(255*large.astype(np.uint8), [(4*config.margin, 4*config.margin + -n % 4) for n in large.shape]))
+    grow = round((4*config.pen_width - wide)/2)
     if grow > 0: page = page.filter(ImageFilter.MaxFilter(2*grow + 1))
-    elif grow < -1: page = page.filter(ImageFilter.MinFilter(2*min(-grow, int(pen*zoom/5)) + 1))
+    elif grow < -1: page = page.filter(ImageFilter.MinFilter(2*min(-grow, int(wide/5)) + 1))
     return np.asarray(page.reduce(4))

@@ -55,7 +55,7 @@ def test_what_is_compared_can_differ():
     assert timeless([dict(loss=1, seconds=2)]) == timeless([dict(loss=1, seconds=3)]) != timeless([dict(loss=2, seconds=2)])
 
 @pytest.mark.slow
-@pytest.mark.parametrize('name, figure', [('x3_restart', 'restart'), ('x4_calibration', 'calibration'), ('x5_reading_size', 'reading_size'),
+@pytest.mark.parametrize('name, figure', [('x3_restart', 'restart'), ('x4_calibration', 'calibration'), ('x5_reading_size', 'reading_size'), ('x6_photos', 'photos'),
     ('e7_attention_localisation', 'localisation'), ('e10_prior', 'prior'), ('e11_atlas', 'atlas'), ('e5_grid', 'baselines'), ('e8_occlusion', 'occlusion')])
 def test_experiments_beside_the_chain(made, name, figure, tmp_path):
     "They begin where a finished chain has ended."
@@ -64,6 +64,7 @@ def test_experiments_beside_the_chain(made, name, figure, tmp_path):
     notebook = ROOT/'nbs'/'experiments'/f'{name}.ipynb'
     given = dict(preset='smoke', overrides=['threads=1'], runs_dir=str(made[0]/'runs'), figures_dir=str(tmp_path))
     if name == 'e5_grid': given |= dict(seeds=[1], only=3)
+    if name == 'x6_photos': given |= dict(n=4, kinds=['jpeg', 'pen 3'])
     with same_library():
         patiently(lambda: papermill.execute_notebook(str(notebook), str(tmp_path/'done.ipynb'), given, cwd=str(notebook.parent), progress_bar=False))
     told = json.loads((tmp_path/f'smoke_{figure}.json').read_text())
