@@ -154,7 +154,7 @@ def rendering(traces, pen: float = 6., size: float = 1., inverted: bool = False,
 
 # %% ../nbs/47_degrade.ipynb #e702a07d
 @torch.no_grad()
-def read_images(model: MaskMatch, vocabulary: Vocabulary, config: Config, images: list, beam: int = 1, at_once: int = 16) -> list:  # of canonical tokens
+def read_images(model: MaskMatch, vocabulary: Vocabulary, config: Config, images, beam: int = 1, at_once: int = 16) -> list:  # of canonical tokens
     "Read ink images (uint8 [H W], 255 = ink; None: refused, stays None), in order."
     grammar, read = Automaton.of(vocabulary) if config.valid_only else None, [None]*len(images)
     order = sorted((i for i, image in enumerate(images) if image is not None), key=lambda i: images[i].shape[::-1])
@@ -164,18 +164,20 @@ def read_images(model: MaskMatch, vocabulary: Vocabulary, config: Config, images
         for i, found in zip(some, read_batch(model, batch, beam, config.decoder.max_tokens, grammar)): read[i] = vocabulary.decode(found[0].ids)
     return read
 
-def from_picture(picture: Image.Image, config: RenderConfig) -> np.ndarray | None:  # uint8 [H W], 255 = ink
-    "`image_to_ink_image`, or None where it refuses the picture."
-    try: return image_to_ink_image(picture, config)
-    except ImageError: return None
+def from_picture(picture: Image.Image, config: RenderConfig) -> tuple:  # ink image (uint8 [H W], 255 = ink) or None, and why None
+    "`image_to_ink_image`, or the reason for which it refuses the picture."
+    try: return image_to_ink_image(picture, config), ''
+    except ImageError as e: return None, str(e)
 
-def clean_of(traces, i, config): return render(traces, config)
-def photo_of(traces, i, kind, strength, seed): return degrade(traces, kind, strength, 10_000*seed + i)
-def rendering_of(traces, i, kind): return rendering(traces, **RENDERINGS[kind])
+def clean_of(traces, i, config): return render(traces, config)  # what `read_pictures` makes of ink i: as it is drawn,
+def photo_of(traces, i, kind, strength, seed): return degrade(traces, kind, strength, 10_000*seed + i)  # on simulated paper,
+def rendering_of(traces, i, kind): return rendering(traces, **RENDERINGS[kind])  # as another program draws it
 
 def read_pictures(model: MaskMatch, vocabulary: Vocabulary, config: Config, packed: Packed, which, make: Callable, beam: int = 1) -> list[dict]:
-    "Records `{name, truth, prediction}` of the inks `which` of a split, as pictures: `make(traces, i)` gives a Pillow image, or an ink image as it is."
+    """Records `{name, truth, prediction}` of the inks `which` of a split, as pictures: `make(traces, i)` gives a Pillow image, or an ink image as it is.
+    A refused picture has the prediction None and its reason."""
     made = [make(packed.traces(i), i) for i in which]
-    images = [image if isinstance(image, np.ndarray) else from_picture(image, config.render) for image in made]
+    images, reasons = zip(*((image, '') if isinstance(image, np.ndarray) else from_picture(image, config.render) for image in made))
     read = read_images(model, vocabulary, config, images, beam)
-    return [dict(name=packed.names[i], truth=packed.caption(i), prediction=tokens) for i, tokens in zip(which, read)]
+    return [dict(name=packed.names[i], truth=packed.caption(i), prediction=tokens, **dict(reason=reason) if reason else {})
+            for i, tokens, reason in zip(which, read, reasons)]
