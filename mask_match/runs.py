@@ -70,8 +70,8 @@ def provenance() -> dict:
         except PackageNotFoundError: versions[name] = 'not installed'
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
     return dict(commit=_git('rev-parse', 'HEAD') or 'unknown', changed_files=len(_git('status', '--porcelain', '-uno').splitlines()),
-                python=platform.python_version(), versions=versions, processor=_processor(), cores=os.cpu_count(), threads=torch.get_num_threads(),
-                gpus=gpus, date=time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime()))
+                python=platform.python_version(), versions=versions, processor=_processor(), instructions=torch.backends.cpu.get_cpu_capability(),
+                cores=os.cpu_count(), threads=torch.get_num_threads(), gpus=gpus, date=time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime()))
 
 def seed_everything(seed: int):
     "Seed Python, numpy and torch."

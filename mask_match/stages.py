@@ -18,7 +18,7 @@ from .contrast import alpha_req, effective_rank
 from .data import Epoch, Packed, left_out, rejected_records, stack_images
 from .encoder import make_encoder
 from .finetune import MaskMatch, finetune_step, make_model, read_batch, save_model, take_over
-from .fit import fit, make_fabric
+from .fit import fit, make_fabric, precision_here
 from .latex import Vocabulary
 from .metrics import score
 from .pretrain import Pretrainer
@@ -82,7 +82,7 @@ def validate(model: MaskMatch, packed: Packed, vocabulary: Vocabulary, config: C
     epoch, was_training = Epoch(packed, vocabulary, config, config.finetune.fit, is_training=False), model.training
     device, read, seen = next(model.parameters()).device, {}, []
     model.eval()
-    with torch.autocast(device.type, precision, enabled=config.finetune.fit.precision != '32-true'):
+    with torch.autocast(device.type, precision, enabled=precision_here(config.finetune.fit.precision) != '32-true'):
         for batch in (epoch[i] for i in range(len(epoch))):
             read |= dict(zip(batch.names, (vocabulary.decode(h[0].ids) for h in read_batch(model, batch.to(device), 1, config.decoder.max_tokens))))
             if sum(map(len, seen)) < _CELLS: seen.append(_cells(model, batch.to(device)))
