@@ -62,7 +62,7 @@ class State:
     "An unfinished reading, r rows (beams) for every image."
     memory: Memory
     past: tuple           # per layer: None, or (keys, values) of the tokens read so far [b r heads t e]
-    covered: tuple        # per layer: None, or mixed attention summed over the tokens read so far [b r 1 c n]
+    covered: tuple        # per layer: None, or mixed attention summed over the tokens read so far [b r c n]
     time: int = 0         # tokens read so far
 
     def select(self, images=None,  # indices [b'] of images to keep; None: all
@@ -85,13 +85,15 @@ class SelfAttention(nn.Module):
         self.heads, self.qkv, self.out = heads, nn.Linear(width, 3*width), nn.Linear(width, width)
 
     def forward(self, x: torch.Tensor,  # [b r t d]
-                past=None,              # (keys, values) [b r heads t' e] of earlier tokens: then t is 1
+                past=None,              # (keys, values) [b r heads t' e] of earlier tokens
                ):                       # [b r t d], (keys, values) with these tokens
         b, r, t, d = x.shape
         q, k, v = self.qkv(x).view(b*r, t, 3, self.heads, d//self.heads).permute(2, 0, 3, 1, 4)  # each [b*r heads t e]
         if past is not None: k, v = (torch.cat([old.flatten(0, 1), new], 2) for old, new in zip(past, (k, v)))
-        logits = (q*q.shape[-1]**-0.5) @ k.transpose(2, 3)                                       # [b*r heads t t']
-        if past is None: logits = logits.masked_fill(torch.ones(t, t, dtype=torch.bool, device=x.device).triu(1), -1e4)
+        logits = (q*q.shape[-1]**-0.5) @ k.transpose(2, 3)                                       # [b*r heads t t'+t]
+        if t > 1:
+            place = torch.arange(k.shape[2], device=x.device)
+            logits = logits.masked_fill(place > place[-t:, None], -1e4)                          # nobody looks ahead
         y = logits.softmax(-1) @ v
         return self.out(y.transpose(1, 2).reshape(b, r, t, d)), tuple(a.unflatten(0, (b, r)) for a in (k, v))
 
@@ -138,7 +140,7 @@ class CrossAttention(nn.Module):
                 extra: torch.Tensor,           # added to the logits [b heads|1 1 n]
                 previous: torch.Tensor | None, # attention of the layer before [b heads r t n]
                 grid: tuple,                   # (h, w)
-                covered=None,                  # incremental: mixed attention summed over the tokens already read [b r 1 c n]
+                covered=None,                  # mixed attention summed over the tokens of earlier calls [b r c n]
                ):                              # [b r t d], attention [b heads r t n], covered including these tokens
         b, r, t, d = x.shape
         q = self.q(x).view(b, r*t, self.heads, d//self.heads).transpose(1, 2)               # all rows of an image share its cells
@@ -147,9 +149,10 @@ class CrossAttention(nn.Module):
         attention = logits.softmax(-1)
         if self.coverage is not None and previous is not None:
             looked = self.coverage.looked(attention, previous)
-            before = exclusive_cumsum(looked, 2) if covered is None else covered                 # only strictly earlier tokens
+            before = torch.zeros_like(looked[:, :, :1]) if covered is None else covered[:, :, None]
+            if t > 1: before = before + exclusive_cumsum(looked, 2)                              # only strictly earlier tokens
             attention = (logits - self.coverage(before, grid)).softmax(-1)
-            covered = before + looked
+            covered = before[:, :, -1] + looked[:, :, -1]
         y = attention.to(values.dtype).view(b, self.heads, r*t, -1) @ values
         return self.out(y.transpose(1, 2).reshape(b, r, t, d)), attention, covered
 
@@ -199,7 +202,7 @@ class Decoder(nn.Module):
         super().__init__()
         if width % 4 or width % config.heads:
             raise ValueError(f'Decoder: width {width} is not a multiple of 4 and of heads {config.heads}; change encoder.width or decoder.heads')
-        self.width, self.embed, self.cells = width, nn.Embedding(vocabulary, width), Cells(config, width, slots)
+        self.width, self.n_words, self.embed, self.cells = width, vocabulary, nn.Embedding(vocabulary, width), Cells(config, width, slots)
         nn.init.normal_(self.embed.weight, std=width**-0.5)             # times sqrt(d) in `read`: entries of size 1, like the positions
         self.layers = nn.ModuleList(Layer(config, width, config.coverage and i > 0) for i in range(config.layers))
         self.dropout, self.norm, self.head = nn.Dropout(config.dropout), nn.LayerNorm(width), nn.Linear(width, vocabulary)
@@ -216,7 +219,7 @@ class Decoder(nn.Module):
 
     def step(self, state: State, last: torch.Tensor):  # last tokens [b r] or [b]
         "Read one token a row: logits [b r k] or [b k], new state."
-        logits, _, state = read(self, state, last.view(len(last), -1, 1))
+        logits, _, state = self.read(state, last.view(len(last), -1, 1))
         return logits.view(*last.shape, -1), state
 
     def forward(self, features, maps, is_pad, tokens):  # [b d h w], [b s h w] or None, [b h w], [b t] or [r*b t] (all images r times)
@@ -226,7 +229,7 @@ class Decoder(nn.Module):
         return logits.transpose(0, 1).reshape(len(tokens), t, -1)
 
 # %% ../nbs/40_decoder.ipynb #3986ba75
-def read(decoder: Decoder, state: State, tokens: torch.Tensor):  # [b r t]; t = 1 unless the state is fresh
+def read(decoder: Decoder, state: State, tokens: torch.Tensor):  # [b r t]
     "Read tokens: logits [b r t k] of the next ones (float32), attention of the last layer [b heads r t n], new state."
     time = torch.arange(state.time, state.time + tokens.shape[2], device=tokens.device)
     x, attention, past, covered = decoder.dropout(decoder.embed(tokens)*decoder.width**0.5 + sine_1d(time, decoder.width)), None, [], []

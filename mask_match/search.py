@@ -41,7 +41,7 @@ def greedy(decoder, features, maps, is_pad,  # [b d h w], [b s h w] or None, [b 
            grammar=None,                     # an Automaton of the vocabulary: only valid captions; None: anything
           ) -> list:                         # [b] Hypothesis
     "Read left to right, always taking the likeliest token."
-    state, never = decoder.start(features, maps, is_pad), _unwritable(torch.tensor([SOS], device=features.device), decoder.head.out_features)[0, 0]
+    state, never = decoder.start(features, maps, is_pad), _unwritable(torch.tensor([SOS], device=features.device), decoder.n_words)[0, 0]
     last, alive = torch.full((len(features),), SOS, device=features.device), torch.arange(len(features), device=features.device)
     ids, total, finished = [[] for _ in features], torch.zeros(len(features)), [False]*len(features)
     if grammar: grammar, place = _at_start(grammar, last, max_tokens)
@@ -92,7 +92,7 @@ def _beams(decoder, memory: Memory, beam: int, max_tokens: int, length_penalty: 
     length, finished = torch.zeros_like(total, dtype=torch.long), torch.zeros_like(total, dtype=torch.bool)
     now, results = [tokens, total, length, finished], [x.clone() for x in (tokens, total, length, finished)]
     state, images, last = decoder.fresh(memory), torch.arange(b, device=starts.device), starts.view(1, D, 1).expand(b, D, beam)
-    never = _unwritable(starts, decoder.head.out_features)
+    never = _unwritable(starts, decoder.n_words)
     if grammar: grammar, place = _at_start(grammar, last, max_tokens)
     for time in range(max_tokens + 1):
         logits, state = decoder.step(state, last.flatten(1))
@@ -125,7 +125,7 @@ def score_readings(decoder, memory: Memory,
     order = sorted(range(len(readings)), key=lambda i: max(map(len, readings[i]), default=0))   # alike lengths together: less padding
     while order:
         rows, longest = max(1, max(len(readings[i]) for i in order)), max(max(map(len, readings[i]), default=0) for i in order)
-        size = max(1, cells//(rows*(longest + 1)*memory.keys[0].shape[1]*memory.keys[0].shape[2]))
+        size = max(1, cells//(rows*(longest + 1)*memory.keys[0][0, ..., 0].numel()))
         images, order = order[:size], order[size:]
         padded = [readings[i] + [[]]*(rows - len(readings[i])) for i in images]
         lengths = torch.tensor([len(ids) for row in padded for ids in row], device=device)
