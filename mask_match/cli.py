@@ -4,24 +4,23 @@
 
 # %% auto #0
 __all__ = ['COMMANDS', 'OPTIONS', 'run_synth', 'run_data', 'check_run', 'run_stage', 'run_evaluate', 'run_recognize', 'reading',
-           'run_bench', 'run_reproduce', 'run_info', 'Parser', 'whole', 'near', 'parse_command', 'main']
+           'run_export', 'run_bench', 'run_reproduce', 'run_info', 'Parser', 'whole', 'parse_command', 'main']
 
 # %% ../nbs/61_cli.ipynb #152d0f07
-import argparse, difflib, json, math, os, re, sys, tempfile, time, traceback
+import argparse, contextlib, json, math, os, re, sys, tempfile, time, traceback
 from pathlib import Path
 import mask_match
 from .config import project_root
-from .terminal import CliError, Progress, complain, explain, is_expected, say, show
+from .terminal import CliError, Progress, complain, explain, is_expected, near, say, show
 
 # %% ../nbs/61_cli.ipynb #98f45f74
 def run_synth(args):
     "Write `n` expressions of our own as InkML."
     from mask_match.inkml import write_ink
-    from mask_match.prepare import choose, new_folder, writable
+    from mask_match.prepare import choose, new_folder, vacant
     from mask_match.synth import GRAMMARS, SPLITS, synthesise
     choose('grammar', args.grammar, GRAMMARS), choose('split', args.split, SPLITS)
-    out, tell = writable(args.out, folder=True), Progress(args.n, 'expressions')
-    if out.is_dir() and any(out.iterdir()): raise CliError(f'{out} is not empty; give a new folder with --out')
+    out, tell = vacant(args.out), Progress(args.n, 'expressions')
     with new_folder(out) as folder:
         for i, ink in enumerate(synthesise(args.n, args.seed, args.grammar, args.split)):
             (folder/f'{ink.name}.inkml').write_bytes(write_ink(ink))
@@ -81,13 +80,13 @@ def run_stage(args) -> int | None:
 def run_evaluate(args):
     "Metrics of a model on a split."
     from mask_match.evaluate import evaluate
-    from mask_match.finetune import load_model
+    from mask_match.deploy import open_model
     from mask_match.prepare import packed_split, read_captions, writable
     from mask_match.recognize import find_weights
     from mask_match.runs import write_json
     for path in filter(None, (args.json, args.predictions)): writable(path, folder=False)
     weights = find_weights(args.weights)
-    beam, captions, tell = args.beam or load_model(weights)[2].beam, read_captions(args.captions), Progress(1, 'expressions')
+    beam, captions, tell = args.beam or open_model(weights)[2].beam, read_captions(args.captions), Progress(1, 'expressions')
     def progress(done, n): tell.total = n; tell(done)
     with tempfile.TemporaryDirectory() as folder:
         made = evaluate(packed_split(args.data, args.split, captions, folder), args.split, weights, beam, args.predictions, None, progress, args.valid_only)
@@ -100,29 +99,43 @@ def run_evaluate(args):
 def run_recognize(args) -> int:
     "LaTeX of pictures and ink, one line a file."
     from mask_match.prepare import new_folder, writable
-    from mask_match.recognize import Failure, Recognizer, overlay
+    from mask_match.recognize import Recognition, Recognizer, overlay
     if args.overlay: writable(args.overlay, folder=True)
-    reader, tell, read = Recognizer.load(args.weights, args.beam, None, args.valid_only), Progress(len(args.files), 'files'), []
-    for file in args.files:
-        read += reader.read_all([file])
-        if len(args.files) > 1: tell(len(read))
-    good = [(f, r) for f, r in zip(args.files, read) if not isinstance(r, Failure)]
-    if args.overlay and good:
-        stems = [Path(f).stem for f, _ in good]
-        with new_folder(args.overlay) as folder:
-            for i, (stem, (_, r)) in enumerate(zip(stems, good)): overlay(r).save(folder/(f'{stem}~{i + 1}.png' if stems.count(stem) > 1 else f'{stem}.png'))
-    if args.json: show(json.dumps([reading(f, r) for f, r in zip(args.files, read)], indent=1, ensure_ascii=False))
-    for f, r in zip(args.files, read):
-        if isinstance(r, Failure): complain('recognize', r.reason if f in r.reason else f'{f}: {r.reason}'); continue
-        if not args.json: show(f'{f}\t{r.confidence:.3f}\t{r.latex}')
-        for warning in r.warnings: say(f'{f}: {warning}')
-    return 2 if len(good) < len(read) else 0
+    reader, tell, made, n_good = Recognizer.load(args.weights, args.beam, None, args.valid_only), Progress(len(args.files), 'files'), [], 0
+    stems = [Path(f).stem for f in args.files]
+    with contextlib.ExitStack() as stack:
+        for i, (f, r) in enumerate(zip(args.files, reader.each(args.files))):
+            made.append(reading(f, r))
+            if len(args.files) > 1: tell(i + 1)
+            if not (args.overlay and isinstance(r, Recognition)): continue
+            folder = folder if n_good else stack.enter_context(new_folder(args.overlay))
+            overlay(r).save(folder/(f'{stems[i]}~{i + 1}.png' if stems.count(stems[i]) > 1 else f'{stems[i]}.png'))
+            n_good += 1
+    if args.json: show(json.dumps(made, indent=1, ensure_ascii=False))
+    for f, r in zip(args.files, made):
+        if 'error' in r: complain('recognize', r['error'] if f in r['error'] else f"{f}: {r['error']}"); continue
+        if not args.json: show(f"{f}\t{r['confidence']:.3f}\t{r['latex']}")
+        for warning in r['warnings']: say(f'{f}: {warning}')
+    return 2 if any('error' in r for r in made) else 0
 
 def reading(file: str, r) -> dict:
     "What `--json` prints for a file."
     if hasattr(r, 'reason'): return dict(file=file, error=r.reason)
     return dict(file=file, latex=r.latex, mathml=r.mathml, tokens=r.tokens, confidence=round(r.confidence, 6), warnings=list(r.warnings),
                 hypotheses=[dict(latex=latex, probability=round(p, 6)) for latex, p in r.hypotheses])
+
+# %% ../nbs/61_cli.ipynb #61ex0001
+def run_export(args):
+    "Write a model as ONNX."
+    from mask_match.deploy import export_onnx, quantise_onnx
+    from mask_match.prepare import new_folder, vacant
+    from mask_match.recognize import find_weights
+    out = vacant(args.onnx, '--onnx')
+    with new_folder(out) as folder, tempfile.TemporaryDirectory() as exact:
+        header = export_onnx(find_weights(args.weights), exact if args.int8 else folder)
+        if args.int8: header = quantise_onnx(exact, folder)
+    size = sum(p.stat().st_size for p in out.iterdir())
+    show(f"{', '.join(header['graphs'])} ({header['precision']}, {size/1e6:.1f} MB) in {out}")
 
 # %% ../nbs/61_cli.ipynb #916ef551
 def run_bench(args):
@@ -187,6 +200,7 @@ COMMANDS = dict(synth=(run_synth, 'write handwriting of our own as InkML'), data
                 pretrain=(run_stage, 'stage 1: contrast between two views of the same ink'), attend=(run_stage, 'stage 2: attention by progressive masking'),
                 finetune=(run_stage, 'stage 3: learn to write LaTeX'), evaluate=(run_evaluate, 'metrics of a model on a split'),
                 recognize=(run_recognize, 'LaTeX of pictures (png, jpg, bmp) and InkML'), info=(run_info, 'versions, hardware and weights'),
+                export=(run_export, 'write a model as ONNX, for onnxruntime'),
                 bench=(run_bench, 'speed of training, of one step, of decoding; cost of the encoders'),
                 reproduce=(run_reproduce, "run a preset's notebooks, where they are out of date"))
 
@@ -199,8 +213,8 @@ _STAGE = [_PRESET, ('--data', dict(metavar='DIR', help='packed ink, or InkML to 
           ('--deadline-s', dict(type=whole(1), metavar='S', help='stop in time before S seconds are over (exit code 3); the same command goes on'))]
 _OUT = ('--out', dict(required=True, metavar='DIR', help='folder to write'))
 _CAPTIONS = ('--captions', dict(metavar='FILE', help='lines of name, tab, LaTeX that replace the truths in the ink'))
-_MODEL = [('--unbound', dict(action='store_const', const=False, dest='valid_only', help='let the search write anything, not only valid LaTeX')),
-          ('--weights', dict(metavar='W', help='weights file or finetune run (default: the ones that come with the package)')),
+_WEIGHTS = ('--weights', dict(metavar='W', help='weights file, finetune run or ONNX folder (default: the weights that come with the package)'))
+_MODEL = [('--unbound', dict(action='store_const', const=False, dest='valid_only', help='let the search write anything, not only valid LaTeX')), _WEIGHTS,
           ('--beam', dict(type=whole(1), metavar='K', help="hypotheses kept (default: the weights' own setting; 1 is greedy)"))]
 OPTIONS = dict(
     synth=[('--n', dict(type=whole(1), required=True, metavar='N', help='number of expressions')), _OUT,
@@ -212,6 +226,8 @@ OPTIONS = dict(
     evaluate=[('--data', dict(required=True, metavar='DIR_OR_SOURCE', help='packed ink, or InkML')), ('--split', dict(required=True, metavar='NAME')), *_MODEL,
               _CAPTIONS, ('--json', dict(metavar='FILE', help='write the metrics here')),
               ('--predictions', dict(metavar='FILE', help='write the predictions here (JSON lines)'))],
+    export=[('--onnx', dict(required=True, metavar='DIR', help='folder to write')), _WEIGHTS,
+            ('--int8', dict(action='store_true', help='eight-bit weights, a quarter of the size'))],
     bench=[('what', dict(help='train, step, decode or encoders')), _PRESET, 
            ('--data', dict(metavar='DIR', help='packed ink or InkML (default: 600 expressions of our own)')),
            ('--set', _KV), ('--json', dict(action='store_true', help='print JSON'))],
@@ -221,11 +237,6 @@ OPTIONS = dict(
                ('--runs', dict(metavar='DIR')), ('--figures', dict(metavar='DIR')), ('--force', dict(action='store_true', help='run all again'))], info=[])
 
 # %% ../nbs/61_cli.ipynb #ae212ebb
-def near(wrong: str, names) -> str:
-    "The nearest name, or all names, as the end of a sentence."
-    found = difflib.get_close_matches(wrong, list(names), 1, 0.6)
-    return f"; did you mean '{found[0]}'?" if found else f"; there are: {', '.join(names)}"
-
 def parse_command(argv: list) -> argparse.Namespace:
     "Arguments -> what to do; `CliError` with the nearest name for what is unknown."
     top = Parser(prog='mask-match', description='Handwritten mathematics to LaTeX: data, the three training stages, evaluation, recognition.')

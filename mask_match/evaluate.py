@@ -16,10 +16,11 @@ from .automaton import Automaton
 from .calibration import calibration_error, fit_temperature, probability, tempered
 from .config import Config, config_hash
 from .data import Epoch, Packed, load_packed, pack, rejected_records
+from .deploy import model_hash, open_model
 from .finetune import MaskMatch, load_model, read_batch, save_model
 from .latex import Vocabulary
 from .metrics import score
-from .runs import Run, RunError, atomic, file_hash, load_tensors, write_json
+from .runs import Run, RunError, atomic, load_tensors, write_json
 from .splits import read_split
 from .trees import symlg_score
 
@@ -27,7 +28,7 @@ from .trees import symlg_score
 def predict(model: MaskMatch, vocabulary: Vocabulary, config: Config, packed: Packed, beam: int, say: Callable = lambda done, n: None) -> list[dict]:
     """Read a whole split: records `{name, truth, prediction, score, finished, confidence}` in the split's order,
     then the rejected inks (prediction None, reason)."""
-    epoch, read, device = Epoch(packed, vocabulary, config, config.finetune.fit, is_training=False), {}, next(model.parameters()).device
+    epoch, read, device = Epoch(packed, vocabulary, config, config.finetune.fit, is_training=False), {}, model.device
     grammar = Automaton.of(vocabulary) if config.valid_only else None
     for number in range(len(epoch)):
         batch = epoch[number]
@@ -65,7 +66,7 @@ def evaluate(data, split: str, weights, beam: int = 5, predictions=None, caption
              valid_only: bool | None = None) -> dict:  # None: as the model's config says
     "Metrics of a model on a split (rates are fractions, each with n and a 95 % interval); writes the predictions file where a path is given."
     start = time.perf_counter()
-    model, vocabulary, config, card = load_model(weights)
+    model, vocabulary, config, card = open_model(weights)
     config, packed = replace(config, valid_only=config.valid_only if valid_only is None else valid_only), open_split(data, split, captions)
     records = predict(model, vocabulary, config, packed, beam, say)
     with tempfile.TemporaryDirectory() as folder:
@@ -75,7 +76,7 @@ def evaluate(data, split: str, weights, beam: int = 5, predictions=None, caption
     made, trees, sure = score(lines, split), symlg_score(lines), confidences(lines)
     made |= dict(calibration_error=calibration_error(tempered(sure[0], card.get('temperature', 1.)), sure[1]),
                  exprate_symlg=trees['exprate_symlg'], ci95=dict(made['ci95'], exprate_symlg=trees['ci95']['exprate_symlg']))
-    return dict(made, valid_only=config.valid_only, beam=beam, weights_sha256=file_hash(weights), seconds=round(time.perf_counter() - start, 2))
+    return dict(made, valid_only=config.valid_only, beam=beam, weights_sha256=model_hash(weights), seconds=round(time.perf_counter() - start, 2))
 
 # %% ../nbs/51_evaluate.ipynb #509b4143
 def card_of(run: Run, data: str, licence: str, notes: str = '') -> dict:

@@ -80,7 +80,7 @@ WHOLE = ('encoder.', 'attention.', 'decoder.', 'votes.')  # all parts of a model
 def validate(model: MaskMatch, packed: Packed, vocabulary: Vocabulary, config: Config, precision=torch.bfloat16) -> dict:
     "Greedy reading of a split: `score` (ExpRate, rejected ink counted as wrong), token error rate (fractions), and the features' health."
     epoch, was_training = Epoch(packed, vocabulary, config, config.finetune.fit, is_training=False), model.training
-    device, read, seen = next(model.parameters()).device, {}, []
+    device, read, seen = model.device, {}, []
     model.eval()
     with torch.autocast(device.type, precision, enabled=precision_here(config.finetune.fit.precision) != '32-true'):
         for batch in (epoch[i] for i in range(len(epoch))):

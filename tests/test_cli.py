@@ -166,6 +166,19 @@ def test_recognize(place, tmp_path):
     made = json.loads(ok('recognize', place/'a.inkml', '--weights', place/'model.safetensors', '--json', '--beam', 1))
     assert made[0]['file'] == str(place/'a.inkml') and len(made[0]['hypotheses']) == 1 and made[0]['mathml'].startswith('<math')
 
+def test_export_and_use_of_the_graphs(place, tmp_path):
+    said = ok('export', '--onnx', tmp_path/'graphs', '--weights', place/'model.safetensors', '--int8')
+    assert 'int8' in said and sorted(p.name for p in (tmp_path/'graphs').iterdir()) == ['decoder.onnx', 'encoder.onnx', 'memory.onnx', 'model.json']
+    made = json.loads(ok('recognize', place/'a.inkml', place/'a.png', '--weights', tmp_path/'graphs', '--json'))
+    assert all(is_valid(m['tokens']) and 0 <= m['confidence'] <= 1 for m in made)
+    ok('evaluate', '--data', place/'packed', '--split', 'validation', '--weights', tmp_path/'graphs', '--beam', 2, '--json', tmp_path/'m.json')
+    assert json.loads((tmp_path/'m.json').read_text())['n'] > 0
+    code, _, err = call('export', '--onnx', tmp_path/'graphs', '--weights', place/'model.safetensors')
+    assert code == 2 and 'is not empty' in err and '--onnx' in err
+    (tmp_path/'graphs'/'decoder.onnx').write_bytes(b'cut')
+    code, _, err = call('recognize', place/'a.png', '--weights', tmp_path/'graphs')
+    assert code == 2 and 'decoder.onnx' in err and 'mask-match export' in err
+
 def test_recognize_goes_on_after_a_bad_file(place):
     code, out, err = call('recognize', place/'cut.inkml', place/'a.inkml', place/'blank.png', '--weights', place/'model.safetensors', '--beam', 1)
     complaints = [l for l in err.splitlines() if l.startswith('mask-match')]

@@ -7,14 +7,14 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 ROOT = Path(__file__).resolve().parents[1]
-DEV_ONLY = ('nbdev', 'papermill', 'jupyterlab', 'ipykernel', 'IPython', 'hypothesis', 'pytest')
+DEV_ONLY = ('nbdev', 'papermill', 'jupyterlab', 'ipykernel', 'IPython', 'hypothesis', 'pytest', 'onnx', 'onnxruntime', 'onnxscript')
 
 def settings():
     parser = configparser.ConfigParser(delimiters='=')
     parser.read(ROOT/'settings.ini', encoding='utf-8')
     return parser['DEFAULT']
 
-def asked() -> list[str]: return settings()['requirements'].split() + settings()['dev_requirements'].split()
+def asked() -> list[str]: return [r for kind in ('requirements', 'onnx_requirements', 'dev_requirements') for r in settings()[kind].split()]
 
 def locked() -> dict[str, str]:
     found = re.findall(r'^([\w.-]+)==([^\s;]+)', (ROOT/'requirements.lock').read_text(), re.M)
@@ -24,7 +24,7 @@ def locked() -> dict[str, str]:
 
 def test_environment_file_has_the_same_pins():
     lines = [m[1] for m in re.finditer(r'^ {6}- (\S+)$', (ROOT/'environment.yml').read_text(), re.M)]
-    assert sorted(lines) == sorted(asked()), 'the pip list of environment.yml is settings.ini requirements + dev_requirements'
+    assert sorted(lines) == sorted(asked()), 'the pip list of environment.yml is settings.ini requirements + onnx_requirements + dev_requirements'
     assert f"python>={settings()['min_python']}" in (ROOT/'environment.yml').read_text()
 
 def test_lock_covers_every_requirement():

@@ -1,5 +1,5 @@
 "Recognition from every kind of source: the same ink, the same reading; bad sources keep their place in a list."
-import builtins, dataclasses, socket
+import builtins, dataclasses, socket, sys
 from pathlib import Path
 import numpy as np, pytest, torch
 from PIL import Image
@@ -170,3 +170,23 @@ def test_no_network(weights, files, monkeypatch):
     monkeypatch.setattr(socket, 'socket', forbidden); monkeypatch.setattr(socket, 'create_connection', forbidden); monkeypatch.setattr(socket, 'getaddrinfo', forbidden)
     reader = Recognizer.load(weights, device='cpu')
     assert reader([files/'a.inkml', files/'a.png'])[0].tokens is not None
+
+def test_onnx_says_what_to_install(tmp_path, monkeypatch):
+    (tmp_path/'model.json').write_text('{}')
+    monkeypatch.setitem(sys.modules, 'onnxruntime', None)
+    with pytest.raises(RunError, match=r"onnxruntime.*pip install 'mask_match\[onnx\]'"): Recognizer.load(tmp_path)
+
+def test_shipped_weights_have_names():
+    assert find_weights() == find_weights('compact')
+    with pytest.raises(RunError, match='paper.safetensors'): find_weights('paper')
+
+def test_each_keeps_nothing(reader):
+    "Readings come one by one: the second source is not touched before the first reading is out."
+    touched = []
+    def sources():
+        for name in ('fraction', 'root'):
+            touched.append(name)
+            yield INKS[name]
+    readings = reader.each(sources())
+    assert isinstance(next(readings), Recognition) and touched == ['fraction']
+    assert isinstance(next(readings), Recognition) and next(readings, None) is None

@@ -13,7 +13,7 @@ LAYERS = [
     {'fit'},
     {'pretrain', 'attend', 'finetune'},
     {'stages'},
-    {'atlas', 'bench', 'calibration', 'campaign', 'cost', 'degrade', 'discover', 'evaluate', 'figures', 'grid', 'localise', 'occlusion', 'prepare', 'prior', 'recognize', 'survey', 'terminal'},
+    {'atlas', 'bench', 'calibration', 'campaign', 'cost', 'degrade', 'deploy', 'discover', 'evaluate', 'figures', 'grid', 'localise', 'occlusion', 'prepare', 'prior', 'recognize', 'survey', 'terminal'},
     {'reproduce'},
     {'cli'},
 ]
@@ -24,7 +24,7 @@ NARROW = {  # rooms that may see less than their layer allows
 MODELS = {'encoder', 'attention', 'decoder', 'search'}  # the automaton is made of a vocabulary once; a search gets its tables
 LOSSES = {'contrast'}
 RUNTIME = {'torch', 'numpy', 'PIL', 'lightning_fabric', 'safetensors', 'lxml', 'editdistance', 'seaborn', 'matplotlib', 'HersheyFonts', 'mask_match'}
-EXTRA = {'show': {'IPython'}, 'compat': {'torchvision'}, 'reproduce': {'papermill'}, 'cli': {'papermill'}}
+EXTRA = {'show': {'IPython'}, 'compat': {'torchvision'}, 'deploy': {'onnxruntime'}, 'reproduce': {'papermill'}, 'cli': {'papermill'}}
 
 def modules() -> dict[str, Path]:
     return {p.stem: p for p in sorted((ROOT/'mask_match').glob('*.py')) if not p.stem.startswith('_')}
