@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np, torch
 from PIL import Image
 from .automaton import Automaton
-from .calibration import probability, tempered
+from .calibration import calibration_of, probabilities
 from .config import Config, RenderConfig
 from .data import stack_images
 from .deploy import open_model
@@ -67,7 +67,7 @@ class Recognition:
     name: str              # of the source
     latex: str             # the best reading, as LaTeX that compiles
     tokens: list           # the same as canonical tokens
-    confidence: float      # probability of the best reading (fraction), at the temperature that the weights' card names
+    confidence: float      # probability of the best reading (fraction), as calibrated on the weights' card
     hypotheses: list       # (latex, probability) of the best readings, in the order of the search
     image: np.ndarray      # what the model saw: uint8 [H W], 255 = ink
     maps: np.ndarray       # learned attention maps [s h w], each sums to 1
@@ -157,8 +157,8 @@ def read_image(r: Recognizer, image: np.ndarray, name: str = '') -> Recognition:
     attention = r.model.decoder.read(r.model.decoder.start(*seen), inputs)[1][0, :, 0, :len(best.ids)].mean(0)  # [t n], over the heads
     h, w = (-(-n//stride) for n in image.shape)
     cut = lambda x: x.float().unflatten(-1, features.shape[2:])[..., :h, :w].cpu().numpy()
-    sure = lambda h: float(tempered(probability(h, r.config.finetune.label_smoothing, len(r.vocabulary)), r.card.get('temperature', 1.)))
-    readings = [(to_latex(r.vocabulary.decode(x.ids)), sure(x)) for x in found]
+    sure = probabilities(found, r.config.finetune.label_smoothing, len(r.vocabulary), calibration_of(r.card))
+    readings = [(to_latex(r.vocabulary.decode(x.ids)), p) for x, p in zip(found, sure)]
     tokens = r.vocabulary.decode(best.ids)
     return Recognition(name, readings[0][0], tokens, readings[0][1], readings, image, cut(maps[0].flatten(1)), cut(attention), stride,
                        doubts(image, tokens, best.finished, r.config.render))

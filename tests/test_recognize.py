@@ -4,12 +4,13 @@ from pathlib import Path
 import numpy as np, pytest, torch
 from PIL import Image
 from mask_match import recognize as room
+from mask_match.calibration import probability
 from mask_match.config import RenderConfig, no_augment, smoke
 from mask_match.finetune import MaskMatch, save_model
 from mask_match.inkml import Ink, write_ink
 from mask_match.latex import Vocabulary, tokenize
 from mask_match.photo import ImageError
-from mask_match.recognize import Failure, Recognition, Recognizer, find_weights, overlay, probability, to_image, to_picture
+from mask_match.recognize import Failure, Recognition, Recognizer, find_weights, overlay, to_image, to_picture
 from mask_match.render import render
 from mask_match.runs import RunError, save_tensors
 from mask_match.search import Hypothesis
