@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FORMATS', 'MAX_PIXELS', 'ImageError', 'load_image', 'to_grey', 'ink_contrast', 'otsu', 'components', 'find_ink',
-           'image_to_ink_image']
+           'unruled', 'strokes_only', 'image_to_ink_image']
 
 # %% ../nbs/18_photo.ipynb #551e743b
 import math, os
@@ -149,13 +149,60 @@ def find_ink(contrast, name='the input'):  # is_ink bool [H W], unit and pen in 
     pen = width[order][np.searchsorted(np.cumsum(area[order]), area.sum()/2)]  # of the piece that holds the middle ink pixel
     low, high = np.full((2, n), 1e9), np.zeros((2, n))
     for side, f, x, y in ((low, np.minimum, start, row), (high, np.maximum, end, row + 1)): f.at(side[0], label, x); f.at(side[1], label, y)
-    keep = (area >= 0.4*pen**2) & (area >= 3)
+    strongest = np.maximum.reduceat(contrast.ravel(), np.stack([row*is_ink.shape[1] + start, row*is_ink.shape[1] + end - 1], 1).ravel())[::2]
+    peak = np.zeros(n)
+    np.maximum.at(peak, label, strongest)
+    keep = (area >= 0.4*pen**2) & (area >= 3) & (peak >= 0.5*np.quantile(contrast[is_ink], 0.75))   # neither specks nor faint stains
     if not keep.any(): raise ImageError(f'{name} has no ink, only specks; crop it to the expression and use a darker pen or more light')
     clean = np.zeros(is_ink.shape[0]*is_ink.shape[1] + 1, np.int8)
     runs = keep[label]
     np.add.at(clean, (row*is_ink.shape[1] + start)[runs], 1); np.add.at(clean, (row*is_ink.shape[1] + end)[runs], -1)
     low, high = low.T[keep] + pen/2, np.maximum(high.T[keep] - pen/2, low.T[keep] + pen/2)
     return np.cumsum(clean[:-1]).astype(bool).reshape(is_ink.shape), ink_unit(low, high), float(pen)
+
+# %% ../nbs/18_photo.ipynb #18a00002
+def _lit_again(contrast, stain): return ((contrast - stain)/(1 - np.minimum(stain, 0.9))).astype(np.float32)
+
+def _ruling(contrast, strips: int = 12):
+    "Contrast [H W] of straight lines that run along the rows from side to side; 0 where there are fewer than two."
+    (H, W), rows = contrast.shape, np.arange(contrast.shape[0])
+    parts = np.array_split(np.arange(W), strips)
+    level, middle = np.stack([np.median(contrast[:, p], 1) for p in parts]), np.array([p.mean() for p in parts]) - W/2
+    sheared = lambda slope: np.stack([np.interp(rows + slope*x, rows, l) for x, l in zip(middle, level)])
+    slope = max(np.linspace(-0.06, 0.06, 61), key=lambda s: np.square(np.diff(sheared(s).mean(0))).sum())
+    common, ends = np.quantile(sheared(slope), 0.35, 0), sheared(slope)[[0, -1]].min(0)
+    noise = 1.4826*np.median(np.abs(common - np.median(common)))
+    _, start, end = _runs((common > np.median(common) + max(5*noise, 0.04))[None])
+    lines = [(a, b) for a, b in zip(start, end) if b - a <= H/20 and ends[a:b].max() > 0.4*common[a:b].max()]
+    if len(lines) < 2: return np.zeros_like(contrast)
+    near = np.zeros(H, bool)
+    for a, b in lines: near[max(a - 2, 0):b + 2] = True
+    profile = np.where(near, common - np.median(common[~near]), 0).clip(0)
+    return np.interp(rows[:, None] - slope*(np.arange(W) - W/2), rows, profile)
+
+def unruled(contrast) -> np.ndarray:  # float32 [H W]
+    "Contrast without the lines of ruled and squared paper."
+    if min(contrast.shape) < 60: return contrast
+    contrast = _lit_again(contrast, _ruling(contrast))
+    return np.ascontiguousarray(_lit_again(contrast.T, _ruling(contrast.T)).T)
+
+# %% ../nbs/18_photo.ipynb #18a00004
+def _most(a, width):
+    "Maximum over a box of `width` pixels, borders repeated; by doubling, so a wide box costs little more."
+    for axis in (0, 1):
+        edge, done = [(0, 0), (0, 0)], 1
+        edge[axis] = (width//2, width - 1 - width//2)
+        a = np.pad(a, edge, 'edge')
+        while done < width:
+            step = min(done, width - done)
+            low, high = (np.take(a, range(k, a.shape[axis] - step + k), axis) for k in (0, step))
+            a, done = np.maximum(low, high), done + step
+    return a
+
+def strokes_only(contrast, pen: float) -> np.ndarray:  # float32 [H W]
+    "Contrast without what is broader than two and a half pens (pixels): creases, edges of shadows."
+    width = 2*round(1.25*pen) + 1
+    return _lit_again(contrast, _most(-_most(-contrast, width), width).clip(0, 0.9))
 
 # %% ../nbs/18_photo.ipynb #7cec10b7
 def _sharpened(contrast, is_ink, pen):
@@ -170,8 +217,11 @@ def image_to_ink_image(image: Image.Image, config: RenderConfig = RenderConfig()
     image = load_image(image)
     grey = to_grey(image)
     if max(grey.shape) > 1600: grey = np.asarray(Image.fromarray(grey).reduce(math.ceil(max(grey.shape)/1600)))
-    contrast = ink_contrast(grey)
+    contrast = unruled(ink_contrast(grey))
     is_ink, unit, pen = find_ink(contrast, _name(image))
+    for _ in range(2):                                       # stains make the pen look too wide at first
+        contrast = strokes_only(contrast, pen)
+        is_ink, unit, pen = find_ink(contrast, _name(image))
     rows, columns = np.flatnonzero(is_ink.any(1)), np.flatnonzero(is_ink.any(0))
     top, bottom, left, right = rows[0], rows[-1] + 1, columns[0], columns[-1] + 1
     scale = min(config.stroke_height/unit, (config.max_height - 2*config.margin)/(bottom - top), (config.max_width - 2*config.margin)/(right - left))
