@@ -7,7 +7,7 @@
 # make lock       requirements.lock anew from settings.ini
 PRESET ?= quick
 DATA ?=
-PYTEST_ARGS ?=
+PYTEST_ARGS ?= -n 2 --dist loadfile
 VENV := .venv
 STAMP := $(VENV)/.installed
 PY := $(VENV)/bin/python
@@ -45,5 +45,6 @@ gpu-bundle: $(STAMP)
 	@$(PY) -c "from mask_match.campaign import make_bundle; from mask_match.config import preset; print(make_bundle(preset('paper'), '$(DATA)' or None, 'build/gpu-bundle.tar.xz'))"
 
 lock: $(STAMP)
+	@touch setup.py  # uv keeps what it was told until setup.py changes; the facts stand in settings.ini
 	@env -u PIP_FIND_LINKS -u UV_FIND_LINKS UV_CUSTOM_COMPILE_COMMAND="make lock" $(PY) -m uv pip compile -q --no-config --universal --python-version 3.11 \
 	  --no-annotate --extra dev setup.py | grep -vE '^(nvidia-|cuda-|triton)' > $(VENV)/lock && mv $(VENV)/lock requirements.lock
