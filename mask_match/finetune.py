@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['INVISIBLE', 'census_loss', 'count_tokens', 'symbol_loss', 'MaskMatch', 'make_model', 'finetune_step', 'read_seen',
-           'read_batch', 'take_over', 'save_model', 'load_model']
+           'read_batch', 'take_over', 'save_model', 'load_model', 'mixed']
 
 # %% ../nbs/42_finetune.ipynb #a62d84fc
-import json
+import copy, json
 from pathlib import Path
 import torch
 from torch import nn
@@ -153,3 +153,13 @@ def load_model(path) -> tuple[MaskMatch, Vocabulary, Config, dict]:  # model in 
         raise RunError(f'{path}: the tensors do not fit the config in the header ({str(e).splitlines()[1].strip()}); '
                        'the file was made by another version') from None
     return model.eval(), vocabulary, config, meta.get('card', {})
+
+# %% ../nbs/42_finetune.ipynb #42a00002
+def mixed(first: MaskMatch, second: MaskMatch, share: float) -> MaskMatch:  # in eval mode
+    "The weights of `first`, moved by `share` (0 to 1) of the way to those of `second`; running statistics too; `RunError` where the shapes differ."
+    a, b = first.state_dict(), second.state_dict()
+    if not 0 <= share <= 1: raise RunError(f'share {share}: give a fraction, 0 (the first model) to 1 (the second)')
+    if a.keys() != b.keys() or any(a[k].shape != b[k].shape for k in a): raise RunError('models of different shapes have no mean; both must come from one config')
+    made = copy.deepcopy(first)
+    made.load_state_dict({k: v.lerp(b[k], share) if v.is_floating_point() else v for k, v in a.items()})
+    return made.eval()
