@@ -78,6 +78,7 @@ def _write_header(folder: Path, header: dict) -> dict:
     write_json(folder/'model.json', dict(header, graphs=graphs))
     return dict(header, graphs=graphs)
 
+# %% ../nbs/44_deploy.ipynb #44de1001
 @torch.no_grad()
 def export_onnx(weights, folder) -> dict:  # the header
     "Write a weights file as ONNX in float32 into `folder` (made where it is missing): three graphs and `model.json`."
@@ -89,7 +90,8 @@ def export_onnx(weights, folder) -> dict:  # the header
         varying = tuple({i: torch.export.Dim.DYNAMIC for i, a in enumerate(axes.split()) if a in VARIES} for axes in takes.values())
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter('ignore')
-            made = torch.onnx.export(modules[name].eval(), inputs[name], dynamo=True, verbose=False, dynamic_shapes=varying, input_names=[*takes], output_names=[*gives])
+            made = torch.onnx.export(modules[name].eval(), inputs[name], dynamo=True, verbose=False, dynamic_shapes=varying,
+                                     input_names=[*takes], output_names=[*gives])
         made.save(folder/f'{name}.onnx')
     preprocessing = dict(to_dict(config)['render'], values='float32, 1 is ink and 0 is paper', stride=model.encoder.stride)
     return _write_header(folder, dict(precision='float32', preprocessing=preprocessing, words=list(vocabulary.words), config=to_dict(config), card=card))

@@ -159,7 +159,8 @@ def mixed(first: MaskMatch, second: MaskMatch, share: float) -> MaskMatch:  # in
     "The weights of `first`, moved by `share` (0 to 1) of the way to those of `second`; running statistics too; `RunError` where the shapes differ."
     a, b = first.state_dict(), second.state_dict()
     if not 0 <= share <= 1: raise RunError(f'share {share}: give a fraction, 0 (the first model) to 1 (the second)')
-    if a.keys() != b.keys() or any(a[k].shape != b[k].shape for k in a): raise RunError('models of different shapes have no mean; both must come from one config')
+    if a.keys() != b.keys() or any(a[k].shape != b[k].shape for k in a):
+        raise RunError('models of different shapes have no mean; both must come from one config')
     made = copy.deepcopy(first)
     made.load_state_dict({k: v.lerp(b[k], share) if v.is_floating_point() else v for k, v in a.items()})
     return made.eval()

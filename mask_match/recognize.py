@@ -119,7 +119,8 @@ def find_weights(weights=None) -> Path:
     path = Path(weights)
     if not path.is_dir() or (path/'model.json').is_file(): return path
     if (path/'model.safetensors').is_file(): return path/'model.safetensors'
-    raise RunError(f'{path}: a folder without model.safetensors or model.json; give a weights file, the folder of a finished finetune run, or one with an ONNX model')
+    raise RunError(f'{path}: a folder without model.safetensors or model.json; '
+                   'give a weights file, the folder of a finished finetune run, or one with an ONNX model')
 
 # %% ../nbs/50_recognize.ipynb #871e251c
 class Recognizer:

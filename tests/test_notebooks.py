@@ -10,9 +10,9 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = {p.stem: p for p in sorted((ROOT/'nbs').glob('*.ipynb'))}
 LESSONS = {n: p for n, p in PAGES.items() if n[0].isdigit()}
 EXPERIMENTS = {p.stem: p for p in sorted((ROOT/'nbs'/'experiments').glob('*.ipynb'))}
-PAGE_SECONDS, HARD_SECONDS = 60, 300  # the budget on an idle machine, and what one cell gets on a busy one
+PAGE_SECONDS, HARD_SECONDS = 60, 1200  # the budget on an idle machine, and what one cell gets on a busy one
 AT_ONCE = 1 if 'PYTEST_XDIST_WORKER' in os.environ else 2  # pages at a time; beside another worker: one
-ALL_SECONDS = 600/AT_ONCE             # what all pages may take together on two idle cores; a busy machine gets twice that
+ALL_SECONDS = 600/AT_ONCE             # what all pages may take together on two idle cores; a busy or older machine gets six times that
 
 def cells(path) -> list[dict]:
     return [dict(c, source=''.join(c['source'])) for c in json.loads(path.read_text())['cells']]
@@ -138,4 +138,4 @@ def test_all_pages_keep_the_budget(executed):
     for p in pages.values(): p.result()
     seconds = time.monotonic() - start
     if seconds > ALL_SECONDS: warnings.warn(f'{len(pages)} pages took {seconds:.0f} s; the budget is {ALL_SECONDS:.0f} s, {AT_ONCE} at a time on two idle cores')
-    assert seconds < 2 * ALL_SECONDS, f'{len(pages)} pages took {seconds:.0f} s'
+    assert seconds < 6*ALL_SECONDS, f'{len(pages)} pages took {seconds:.0f} s'
