@@ -13,7 +13,7 @@ import functools
 import torch
 from torch import nn
 from torch.nn import functional as F
-from .attention import AttentionNet, pool
+from .attention import AttentionNet, for_depthwise, pool
 from .config import AttendConfig
 from .masking import INK_LEVEL, hidden_share, hide_blocks, hide_traces, mask_ratio
 from .views import cell_pad, ink_cells
@@ -111,7 +111,7 @@ class Spread(nn.Module):
         self.look, self.norm = nn.Conv2d(width, width, 7, padding=3, groups=width), nn.LayerNorm(width)
         self.mix = nn.Sequential(nn.Linear(width, 2*width), nn.GELU(), nn.Linear(2*width, width))
 
-    def forward(self, x): return x + self.mix(self.norm(self.look(x).permute(0, 2, 3, 1))).permute(0, 3, 1, 2)
+    def forward(self, x): return x + self.mix(self.norm(self.look(for_depthwise(x)).permute(0, 2, 3, 1))).permute(0, 3, 1, 2)
 
 class Predictor(nn.Module):
     "Predict features at hidden cells from the visible ones."

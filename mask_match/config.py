@@ -52,7 +52,7 @@ def no_augment(): return AugmentConfig(1., 1., 0., 0., 0., 0., 0., 0., 1., 1., 0
 @dataclass(frozen=True)
 class EncoderConfig:
     "Image encoder: which network, and how wide its output is."
-    name: str = 'compact'    # compact, chain (ours), densenet_b (the field's: growth 24, 3 x 16 layers), resnet18 (torchvision)
+    name: str = 'compact'    # compact, chain, pyramid (ours), densenet_b (the field's: growth 24, 3 x 16 layers), resnet18 (torchvision)
     width: int = 256         # feature width d
     dropout: float = 0.1     # dropout on the features (fraction; ours)
 
@@ -74,9 +74,10 @@ class DecoderConfig:
 class FitConfig:
     "One optimisation: how long, how fast, how big."
     steps: int = 1000             # optimiser steps
-    minutes: float = 0.           # instead: as many steps as a campaign's machine does in this time (0: `steps` as given)
+    minutes: float = 0.           # the schedule follows the clock and ends after this time, if `steps` have not ended it (0: no clock)
     batch_pixels: int = 400_000   # pixels in a batch, padding included (ours)
     batch_max: int = 64           # most expressions in a batch (ours)
+    plan: str = 'halves'; passes: int = 1  # how batches are planned: halves, shelves; times an epoch goes through the inks (ours)
     lr: float = 1e-3              # peak learning rate of AdamW
     weight_decay: float = 1e-2    # of AdamW, weights only (not biases and norms)
     warmup: float = 0.05          # share of the steps spent warming up (fraction)
@@ -109,8 +110,7 @@ class PretrainConfig:
 class AttendConfig:
     "Stage 2: the attention network, trained by progressive spatial masking."
     slots: int = 8                   # attention maps per image s (ours)
-    ratio_start: float = 0.1         # share of ink hidden at the start (fraction; ours)
-    ratio_end: float = 0.6           # share of ink hidden at the end (fraction; ours)
+    ratio_start: float = 0.1; ratio_end: float = 0.6  # share of ink hidden at the start and at the end (fraction; ours)
     block_start: float = 0.7         # edge of a hidden block at the start (multiples of stroke_height; ours)
     block_end: float = 2.5           # edge of a hidden block at the end (multiples of stroke_height; ours)
     schedule: str = 'progressive'    # progressive, constant (same mean ratio and block), reversed
@@ -199,7 +199,7 @@ def _known(name, fields, where):
     raise ConfigError(f"{where} has no setting '{name}'" + (f"; did you mean '{near[0]}'?" if near else f"; it has: {', '.join(fields)}"))
 
 _choices = {'global_loss': ('ntxent', 'barlow', 'vicreg'), 'schedule': ('progressive', 'constant', 'reversed'), 'where': ('attention', 'random', 'stroke'),
-            'match': ('cosine', 'infonce'), 'source': ('synth', 'crohme'), 'grammar': ('full', 'small'),
+            'match': ('cosine', 'infonce'), 'source': ('synth', 'crohme'), 'plan': ('halves', 'shelves'), 'grammar': ('full', 'small'),
             'precision': ('32-true', 'bf16-mixed', 'bf16-true', '16-mixed')}
 
 def _cast(value, kind, name):
@@ -267,13 +267,13 @@ def cpu():
 
 def paper():
     "The full-size system on one GPU."
-    fit = FitConfig(batch_pixels=8_000_000, batch_max=128, workers=12, weight_decay=0.05)
+    fit = FitConfig(batch_pixels=12_000_000, batch_max=192, plan='shelves', passes=4, workers=14, weight_decay=0.05, log_every=50, checkpoint_every=1000)
     return Config(preset='paper', beam=10, data=DataConfig(source='crohme'),
                   render=RenderConfig(stroke_height=28., pen_width=3., margin=13, max_height=448, max_width=1792),
-                  encoder=EncoderConfig(name='densenet_b'), decoder=DecoderConfig(dropout=0.3, max_tokens=200),
-                  pretrain=PretrainConfig(hidden=1024, projection=512, fit=replace(fit, steps=2000, minutes=4)),
-                  attend=AttendConfig(fit=replace(fit, steps=2000, minutes=3)),
-                  finetune=FinetuneConfig(cutout_share=0.5, cutout_end=0.2, exchange_share=0.5, fit=replace(fit, steps=12000, minutes=20, evaluate_every=1000)))
+                  encoder=EncoderConfig(name='pyramid'), decoder=DecoderConfig(dropout=0.3, max_tokens=200),
+                  pretrain=PretrainConfig(hidden=1024, projection=512, fit=replace(fit, steps=4000, minutes=4)),
+                  attend=AttendConfig(fit=replace(fit, steps=4000, minutes=3)),
+                  finetune=FinetuneConfig(cutout_share=.5, cutout_end=.2, exchange_share=.5, fit=replace(fit, steps=40_000, minutes=20, evaluate_every=2000)))
 
 # %% ../nbs/00_config.ipynb #ed0f44c6
 PRESETS = dict(smoke=smoke, quick=quick, cpu=cpu, paper=paper)

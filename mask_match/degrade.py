@@ -16,7 +16,8 @@ import torch
 from PIL import Image, ImageFilter
 from .automaton import Automaton
 from .config import Config, RenderConfig
-from .data import Batch, Packed, stack_images
+from .batches import stack_images
+from .data import Batch, Packed
 from .finetune import MaskMatch, read_batch
 from .latex import Vocabulary
 from .photo import ImageError, image_to_ink_image

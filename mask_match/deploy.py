@@ -14,7 +14,7 @@ import numpy as np, torch
 from torch import nn
 from torch.nn import functional as F
 from .config import Config, ConfigError, from_dict, to_dict
-from .data import stack_images
+from .batches import stack_images
 from .decoder import Decoder, Memory, State, read
 from .finetune import MaskMatch, load_model
 from .latex import Vocabulary

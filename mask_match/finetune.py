@@ -101,7 +101,7 @@ def finetune_step(model: MaskMatch, batch: Batch, progress: float, generator) ->
         logs['census'] = census_loss(model.votes(features).flatten(2).transpose(1, 2),
                                      ink_cells(batch.image, model.encoder.stride).flatten(1), count_tokens(batch.tokens, model.is_visible))
         loss = loss + model.census_weight*logs['census']
-    accuracy = (logits.detach().argmax(-1) == targets)[is_token].float().mean()
+    accuracy = ((logits.detach().argmax(-1) == targets) & is_token).sum()/is_token.sum()
     return loss, dict(loss=loss.detach(), reading=reading.detach(), **{k: v.detach() for k, v in logs.items()}, token_accuracy=accuracy)
 
 # %% ../nbs/42_finetune.ipynb #e48a7142

@@ -33,7 +33,7 @@ def make_optimizer(model: nn.Module, config: FitConfig, slow: dict | None = None
         factor = next((f for prefix, f in (slow or {}).items() if name.startswith(prefix)), 1.)
         groups.setdefault((p.ndim > 1, factor), []).append(p)
     return torch.optim.AdamW([dict(params=ps, weight_decay=config.weight_decay*decays, lr=config.lr, factor=factor)
-                              for (decays, factor), ps in groups.items()], betas=(0.9, 0.98))
+                              for (decays, factor), ps in groups.items()], betas=(0.9, 0.98), fused=True if torch.cuda.is_available() else None)
 
 # %% ../nbs/23_fit.ipynb #c7314675
 @torch.no_grad()
@@ -61,6 +61,15 @@ class _Watch:
         for k in range(1 + is_kept): self.slowest[k], self.last[k] = max(self.slowest[k], now - self.last[k]), now
         return self.until < math.inf and bool(self.fabric.broadcast(now + self.slowest[is_kept] > self.until))
 
+class _Schedule:
+    "Where a run stands: at its step or, where `fit.minutes` is set, as far on as the clock is (all processes agree)."
+    def __init__(self, fabric, config, spent): self.fabric, self.config, self.begun = fabric, config, time.monotonic() - spent
+    spent = property(lambda self: time.monotonic() - self.begun)  # seconds
+    def place(self, at: int) -> int:
+        if not self.config.minutes: return at
+        return self.fabric.broadcast(min(max(at, int(self.config.steps*self.spent/(60*self.config.minutes))), self.config.steps - 1))
+
+# %% ../nbs/23_fit.ipynb #23000004
 class Stepper(nn.Module):
     "A model and its stage's step as one module, so that Fabric sees a `forward`."
     def __init__(self, model: nn.Module, step: Callable):
@@ -72,6 +81,7 @@ def make_fabric(config: Config, fit: FitConfig) -> Fabric:
     """A launched Fabric for this config: GPUs where there are any, else CPU processes.
     On the CPU every batch shape has its own compiled convolutions; the default cache of 1,024 would make most of them anew at each epoch."""
     os.environ.setdefault('ONEDNN_PRIMITIVE_CACHE_CAPACITY', '8192')  # about 5 GB; read at the first convolution
+    os.environ.setdefault('TORCH_CUDNN_V8_API_LRU_CACHE_LIMIT', '0')  # no limit: else a GPU forgets the plans of all but some thirty shapes
     if not torch.cuda.is_available(): torch.set_num_threads(config.threads)
     accelerator, strategy = 'cuda' if torch.cuda.is_available() else 'cpu', 'ddp' if config.devices > 1 else 'auto'
     fabric = Fabric(accelerator=accelerator, devices=config.devices, precision=precision_here(fit.precision), strategy=strategy)
@@ -79,24 +89,33 @@ def make_fabric(config: Config, fit: FitConfig) -> Fabric:
     return fabric
 
 # %% ../nbs/23_fit.ipynb #f860f2eb
-def _demand_finite(what, value, at, lr, batch):
-    if torch.isfinite(value): return
-    raise FitError(f'the {what} is {value.item()} at step {at}, learning rate {lr:.2e}, batch {", ".join(batch.names)}; '
-                   'the last good checkpoint is kept - lower fit.lr or look at these inks')
+class _Finite:
+    """Raises `FitError` for a loss or gradient norm that is not finite: on the CPU before the weights move; on a GPU, which would have to stop for every
+    look, when a record is written or a checkpoint is due."""
+    def __init__(self): self.values, self.told = [], []
+    def demand(self, what, value, at, lr, batch):
+        self.values.append(value.detach()); self.told.append((what, at, lr, batch.names))
+        if value.device.type == 'cpu': self.look()
+    def look(self):
+        values, told, self.values, self.told = self.values, self.told, [], []
+        for value, (what, at, lr, names) in zip(torch.stack(values).tolist() if values else [], told):
+            if math.isfinite(value): continue
+            raise FitError(f'the {what} is {value} at step {at}, learning rate {lr:.2e}, batch {", ".join(names)}; '
+                           'the last good checkpoint is kept - lower fit.lr or look at these inks')
 
-def _descend(fabric, stepper, optimizer, source, config, at, seed):  # -> learning rate, gradient norm, logs, expressions seen
-    "One optimiser step over `accumulate` batches; a loss or gradient norm that is not finite raises `FitError` before the weights move."
+def _descend(fabric, stepper, optimizer, source, config, at, seed, finite):  # -> learning rate, gradient norm, logs, expressions seen
+    "One optimiser step over `accumulate` batches, which `finite` looks at."
     lr, generator, n = learning_rate(at, config), torch.Generator(fabric.device).manual_seed(seed*1_000_003 + at), 0
     for group in optimizer.param_groups: group['lr'] = lr*group['factor']
     for k in range(config.accumulate):
         batch = next(source).to(fabric.device)
         with fabric.no_backward_sync(stepper, enabled=k + 1 < config.accumulate):
             loss, logs = stepper(batch, at/config.steps, generator)
-            _demand_finite('loss', loss, at, lr, batch)
+            finite.demand('loss', loss, at, lr, batch)
             fabric.backward(loss/config.accumulate)
         n += len(batch.names)
     norm = fabric.clip_gradients(stepper, optimizer, max_norm=config.clip, error_if_nonfinite=False)
-    if config.precision != '16-mixed': _demand_finite('gradient norm', norm, at, lr, batch)  # a loss scaler skips such steps and scales down
+    if config.precision != '16-mixed': finite.demand('gradient norm', norm, at, lr, batch)  # a loss scaler skips such steps and scales down
     optimizer.step(); optimizer.zero_grad()
     return lr, norm, logs, n
 
@@ -110,29 +129,31 @@ def fit(fabric: Fabric, model: nn.Module, step: Callable, batches: Callable, con
     seed_everything(seed + fabric.global_rank)
     optimizer = make_optimizer(model, config, slow)
     average = copy.deepcopy(model).requires_grad_(False) if config.ema else None
-    kept, best = _resume(fabric, run, model, average, optimizer)
+    kept, best, spent = _resume(fabric, run, model, average, optimizer)
     stepper, optimizer = fabric.setup(Stepper(model, step), optimizer)
     if average is not None: fabric.to_device(average)
-    source, clock, seen = iter(batches(kept*config.accumulate)), time.perf_counter(), 0
-    model, watch = stepper.module.model, _Watch(fabric, until)
+    _follow(optimizer.optimizer)
+    source, clock, seen, finite = iter(batches(kept*config.accumulate)), time.perf_counter(), 0, _Finite()
+    model, watch, schedule = stepper.module.model, _Watch(fabric, until), _Schedule(fabric, config, spent)
     for at in range(begun := kept, config.steps):
-        lr, norm, logs, n = _descend(fabric, stepper, optimizer, source, config, at, seed)
-        seen, is_last = seen + n, at + 1 == config.steps
+        lr, norm, logs, n = _descend(fabric, stepper, optimizer, source, config, place := schedule.place(at), seed, finite)
+        seen, is_last = seen + n, place + 1 == config.steps
         if after_step: after_step(model)
         if average is not None: update_average(average, model, config.ema, at)
         if (at + 1) % config.log_every == 0 or is_last:
+            finite.look()
             yield _log(fabric, run, _told(at + 1, lr, norm, logs, seen*fabric.world_size, time.perf_counter() - clock))
             seen, clock = 0, time.perf_counter()
         if evaluate and (is_last or config.evaluate_every and (at + 1) % config.evaluate_every == 0):
             record = dict(step=at + 1, **_scores(evaluate, average, model))
-            if record['validation_score'] > best:
-                best = record['validation_score']
-                if run and fabric.is_global_zero: save_tensors(run.path('best.safetensors'), _halved(average or model), dict(record))
+            best, is_best = max(best, record['validation_score']), record['validation_score'] > best
+            if is_best and run and fabric.is_global_zero: save_tensors(run.path('best.safetensors'), _halved(average or model), dict(record))
             clock, seen = time.perf_counter(), 0
             yield _log(fabric, run, record)
         is_kept = run is not None and (is_last or (at + 1) % config.checkpoint_every == 0)
-        if is_kept: kept = _keep(fabric, run, (model, average, optimizer.optimizer), at + 1, best, notes)
-        if watch.is_over(is_kept) and not is_last: raise OutOfTime(_left(kept, begun, config))
+        if is_kept: finite.look(); kept = _keep(fabric, run, (model, average, optimizer.optimizer), at + 1, best, dict(notes or {}, spent=schedule.spent))
+        if is_last: break
+        if watch.is_over(is_kept): raise OutOfTime(_left(kept, begun, config))
     if average is not None: model.load_state_dict(average.state_dict())
 
 # %% ../nbs/23_fit.ipynb #b9788905
@@ -140,10 +161,14 @@ def _resume(fabric, run, model, average, optimizer):
     state = load_checkpoint(run.folder) if run else None
     if state is None:
         if run and fabric.is_global_zero and run.records(): run.rewind(0)  # killed before the first checkpoint
-        return 0, -math.inf
+        return 0, -math.inf, 0.
     at, best = unpack_state(*state, model, average, optimizer, fabric.global_rank)
     if fabric.is_global_zero: run.rewind(at)
-    return at, best
+    return at, best, state[1].get('spent', 0.)
+
+def _follow(optimizer):
+    "The optimiser's state goes where the weights went (a checkpoint is read before they move); step counters only for fused kernels."
+    for p, s in optimizer.state.items(): s |= {k: v.to(p.device) for k, v in s.items() if k != 'step' or optimizer.defaults['fused']}
 
 def _keep(fabric, run, state, at, best, notes):  # -> at
     "Write the checkpoint (config, `notes` and counters in its header; every process has random numbers of its own) and go on from what was written."
@@ -157,6 +182,7 @@ def _left(kept, begun, config):
     told = f'{kept} of {config.steps} steps are kept and the time is over; the same command goes on from there'
     return told if kept > begun else f'{told} - but this time none was added: give it longer, or lower fit.checkpoint_every ({config.checkpoint_every})'
 
+# %% ../nbs/23_fit.ipynb #23000001
 def _scores(evaluate, average, model):
     "What validation says of the averaged weights and, as `raw_...`, of the weights as they are."
     raw = {f'raw_{k}': v for k, v in evaluate(model).items()} if average is not None else {}

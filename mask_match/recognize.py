@@ -15,7 +15,7 @@ from PIL import Image
 from .automaton import Automaton
 from .calibration import calibration_of, probabilities
 from .config import Config, RenderConfig
-from .data import stack_images
+from .batches import stack_images
 from .deploy import open_model
 from .finetune import MaskMatch, read_seen
 from .inkml import Ink, parse_ink

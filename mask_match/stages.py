@@ -13,9 +13,10 @@ import torch
 from .attend import Attender
 from .attend import step as attend_step
 from .attention import AttentionNet
+from .batches import stack_images
 from .config import Config
 from .contrast import alpha_req, effective_rank
-from .data import Epoch, Packed, left_out, rejected_records, stack_images
+from .data import Epoch, Packed, left_out, rejected_records
 from .encoder import make_encoder
 from .finetune import MaskMatch, finetune_step, make_model, read_batch, save_model, take_over
 from .fit import fit, make_fabric, precision_here

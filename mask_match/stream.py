@@ -8,6 +8,7 @@ __all__ = ['stream']
 # %% ../nbs/19_stream.ipynb #f45b212c
 import functools
 from collections.abc import Iterator
+from dataclasses import replace
 import numpy as np, torch
 from .config import Config, FitConfig
 from .data import Epoch, Packed, Shards, left_out
@@ -24,19 +25,38 @@ def _exchange(packed, words, config, share):
     out = left_out(packed, Vocabulary(words), config)
     return Exchange(packed, [i for i, name in enumerate(packed.names) if name not in out], share)
 
-def stream(packed: Packed | Shards, vocabulary: Vocabulary, config: Config, fit: FitConfig, start: int = 0, with_views: bool = False, share: tuple = (0., 0.),
-           exchange: float = 0., rank: int = 0, world: int = 1) -> Iterator:
-    """Endless training batches for process `rank` of `world`, from its batch number `start` on. `share` (start, end) of cut-outs changes linearly over the run;
-    `exchange` is the share of the other expressions in which parts change places."""
+def _epochs(packed, vocabulary, config, fit, with_views, share, exchange, rank, world):
+    "One epoch after the other: number of its first batch, the epoch, which of its batches are ours."
     total, number, k = fit.steps*fit.accumulate, 0, 0
     while True:
         for part in packed.parts(np.random.default_rng([config.seed, k])):
             swaps, done = _exchange(part, vocabulary.words, config, exchange) if exchange else None, min(number/total, 1.)
             epoch = Epoch(part, vocabulary, config, fit, k, share=share[0] + (share[1] - share[0])*done, with_views=with_views, exchange=swaps)
             mine = list(range(rank, len(epoch)//world*world, world)) if len(epoch) >= world else [rank % len(epoch)]
-            if number + len(mine) > start:
-                rest = torch.utils.data.Subset(epoch, mine[max(start - number, 0):])
-                own = torch.Generator()  # else making a loader would draw from the random state that dropout draws from
-                yield from torch.utils.data.DataLoader(rest, batch_size=None, num_workers=fit.workers, generator=own)
+            yield number, epoch, mine
             number += len(mine)
         k += 1
+
+# %% ../nbs/19_stream.ipynb #19000001
+class _Numbered(torch.utils.data.Dataset):
+    "All batches of a run by number. Asked in rising order, also with gaps, every worker plans each epoch once."
+    def __init__(self, make, is_sent: bool, keeps_traces: bool):
+        self.make, self.epochs, self.end, self.is_sent, self.keeps_traces = make, None, 0, is_sent, keeps_traces
+    def __getitem__(self, n: int):
+        if self.epochs is None: self.epochs = self.make()
+        while n >= self.end:
+            self.first, self.epoch, self.mine = next(self.epochs)
+            self.end = self.first + len(self.mine)
+        batch = self.epoch[self.mine[n - self.first]]
+        if not self.is_sent: return batch
+        return (batch if self.keeps_traces or not hasattr(batch, 'traces') else replace(batch, traces=[])).as_bytes()  # less to send
+
+def stream(packed: Packed | Shards, vocabulary: Vocabulary, config: Config, fit: FitConfig, start: int = 0, with_views: bool = False, share: tuple = (0., 0.),
+           exchange: float = 0., rank: int = 0, world: int = 1) -> Iterator:
+    """Endless training batches for process `rank` of `world`, from its batch number `start` on. `share` (start, end) of cut-outs changes linearly over the run;
+    `exchange` is the share of the other expressions in which parts change places. With `fit.workers` images come as bytes (`Batch.to` makes them float32)."""
+    epochs = functools.partial(_epochs, packed, vocabulary, config, fit, with_views, share, exchange, rank, world)
+    numbered = _Numbered(epochs, fit.workers > 0, config.attend.where == 'stroke')
+    own = torch.Generator()  # else making a loader would draw from the random state that dropout draws from
+    yield from torch.utils.data.DataLoader(numbered, batch_size=None, sampler=range(start, 2**62), num_workers=fit.workers, generator=own,
+                                           pin_memory=fit.workers > 0 and torch.cuda.is_available(), prefetch_factor=6 if fit.workers else None)

@@ -8,7 +8,7 @@ LAYERS = [
     {'config', 'compat', 'show', 'runs'},
     {'layout', 'sources', 'strokes', 'grammar', 'inkml', 'latex', 'masking', 'contrast', 'metrics', 'trees', 'alignment'},
     {'render', 'photo', 'synth', 'subexpressions', 'exchange', 'views', 'encoder', 'attention', 'automaton', 'decoder', 'search'},
-    {'data', 'splits', 'stream'},
+    {'batches', 'data', 'splits', 'stream'},
     {'state'},
     {'fit'},
     {'pretrain', 'attend', 'finetune'},
