@@ -14,7 +14,7 @@ from mask_match.state import load_checkpoint
 from mask_match.synth import sample_inks, synthesise
 
 ROOT = Path(__file__).resolve().parents[1]
-TINY = ['--preset', 'smoke', '--set', 'threads=1', 'data.n_train=12', 'data.n_validation=4', 'data.n_test=4',
+TINY = ['--preset', 'smoke', '--set', 'data.n_train=12', 'data.n_validation=4', 'data.n_test=4',
         'pretrain.fit.steps=2', 'attend.fit.steps=2', 'finetune.fit.steps=2']
 
 def call(*argv):
