@@ -242,7 +242,7 @@ def parse_overrides(items) -> dict:
 def smoke():
     "Seconds: everything runs, nothing is learnt."
     fit = FitConfig(steps=4, batch_pixels=60_000, batch_max=8, log_every=1, checkpoint_every=2, ema=0.9)
-    return Config(preset='smoke', beam=2, data=DataConfig(grammar='small', n_train=64, n_validation=12, n_test=12),
+    return Config(preset='smoke', threads=1, beam=2, data=DataConfig(grammar='small', n_train=64, n_validation=12, n_test=12),
                   encoder=EncoderConfig(width=64), decoder=DecoderConfig(heads=4, layers=1, feedforward=128, max_tokens=16),
                   pretrain=PretrainConfig(hidden=64, projection=32, local_cells=128, fit=fit), attend=AttendConfig(slots=4, fit=fit),
                   finetune=FinetuneConfig(fit=fit))

@@ -175,10 +175,11 @@ def photo_of(traces, i, kind, strength, seed): return degrade(traces, kind, stre
 def rendering_of(traces, i, kind): return rendering(traces, **RENDERINGS[kind])  # as another program draws it
 
 def read_pictures(model: MaskMatch, vocabulary: Vocabulary, config: Config, packed: Packed, which, make: Callable, beam: int = 1) -> list[dict]:
-    """Records `{name, truth, prediction}` of the inks `which` of a split, as pictures: `make(traces, i)` gives a Pillow image, or an ink image as it is.
-    A refused picture has the prediction None and its reason."""
+    """Records `{name, truth, prediction, size}` of the inks `which` of a split, as pictures: `make(traces, i)` gives a Pillow image, or an ink image as it is.
+    `size`: how wide the model sees the ink, against `render`. A refused picture has the prediction None and its reason, and no size."""
     made = [make(packed.traces(i), i) for i in which]
     images, reasons = zip(*((image, '') if isinstance(image, np.ndarray) else from_picture(image, config.render) for image in made))
     read = read_images(model, vocabulary, config, images, beam)
-    return [dict(name=packed.names[i], truth=packed.caption(i), prediction=tokens, **dict(reason=reason) if reason else {})
-            for i, tokens, reason in zip(which, read, reasons)]
+    size = lambda image, i: image.shape[1]/render(packed.traces(i), config.render).shape[1]
+    return [dict(name=packed.names[i], truth=packed.caption(i), prediction=tokens, **dict(reason=reason) if reason else dict(size=size(image, i)))
+            for i, image, tokens, reason in zip(which, images, read, reasons)]

@@ -156,7 +156,7 @@ def test_bench(place):
     made = json.loads(ok('bench', 'train', '--preset', 'smoke', '--set', 'threads=1', '--data', place/'packed', '--json'))
     assert made['expressions'] > 0 and set(made['expressions_per_second']) == {'data', 'model', 'both'} and made['both_over_model'] > 0 and 0 <= made['padding'] < 1
     made = json.loads(ok('bench', 'decode', '--preset', 'smoke', '--set', 'threads=1', '--json'))
-    assert [row['tokens'] for row in made['lengths']] == [20, 50, 100, 150] and made['beam'] == 10
+    assert [row['tokens'] for row in made['lengths']] == [20, 50, 100, 150] and made['beam'] == 10 and made['peak_memory_mb'] > 50
     assert all(row['ratio'] > 0 and row['recomputing_ms'] > 0 for row in made['lengths'][:2])
 
 def test_recognize(place, tmp_path):

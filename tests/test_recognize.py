@@ -15,7 +15,8 @@ from mask_match.render import render
 from mask_match.runs import RunError, save_tensors
 from mask_match.search import Hypothesis
 from mask_match.sources import InkError
-from mask_match.synth import sample_inks
+from mask_match.strokes import Writer
+from mask_match.synth import sample_inks, write
 
 INKS = {ink.name: ink for ink in sample_inks()}
 
@@ -118,6 +119,14 @@ def test_doubts_are_said(reader):
     long = dataclasses.replace(INKS['root'], traces=tuple(t + np.float32([1.2*wide*k, 0]) for k in range(12) for t in INKS['root'].traces))
     assert any('scaled down' in w for w in reader(long).warnings)
     assert room.doubts(np.zeros((40, 60)), ['x', '^'], False, RenderConfig()) and not room.doubts(np.zeros((40, 60)), ['x'], True, RenderConfig())
+
+def test_words_are_no_formula():
+    read, warned = Recognizer.load(device='cpu'), []
+    for k, word in enumerate(('homework', 'exercise', 'please', 'answers', 'chapter', 'unknown', 'solution', 'proof')):
+        reading = read(write(list(word), Writer(10_000_000 + k), np.random.default_rng(k)))
+        warned.append(any('text' in w for w in reading.warnings))
+        assert reading.confidence < 0.5 or not warned[-1]
+    assert sum(warned) >= 6 and not any('text' in w for ink in INKS.values() for w in read(ink).warnings)
 
 def test_probability():
     assert probability(Hypothesis([4, 5], 0., -1., True, False, -3.), 0., 100) == pytest.approx(np.exp(-2))
