@@ -87,7 +87,7 @@ def peak_memory() -> float | None:  # of this process so far (MB), interpreter a
 
 def bench_decode(config: Config, beam: int = 10, images: int = 4, grid: tuple = (8, 24), lengths: tuple = (20, 50, 100, 150),
                  compared: tuple = (20, 50)) -> dict:
-    "Milliseconds an image of the cached search by length, and of the recomputing one at the `compared` lengths; random weights of a preset's size; peak memory (MB)."
+    "Milliseconds an image of the cached search by length, and of the recomputing one at the `compared` lengths; random weights; peak memory (MB)."
     k, width = len(Vocabulary.field()), config.encoder.width
     torch.set_num_threads(config.threads)
     decoder, rows = Decoder(config.decoder, k, width, config.attend.slots).eval(), []
