@@ -13,7 +13,7 @@ LAYERS = [
     {'fit'},
     {'pretrain', 'attend', 'finetune'},
     {'stages'},
-    {'atlas', 'bench', 'calibration', 'campaign', 'cost', 'degrade', 'deploy', 'discover', 'evaluate', 'figures', 'grid', 'localise', 'occlusion', 'prepare', 'prior', 'recognize', 'survey', 'terminal'},
+    {'atlas', 'bench', 'calibration', 'campaign', 'cost', 'degrade', 'deploy', 'discover', 'evaluate', 'figures', 'grid', 'judges', 'localise', 'occlusion', 'prepare', 'prior', 'recognize', 'survey', 'terminal'},
     {'reproduce'},
     {'cli'},
 ]
