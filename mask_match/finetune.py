@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['INVISIBLE', 'census_loss', 'count_tokens', 'symbol_loss', 'MaskMatch', 'make_model', 'finetune_step', 'read_seen',
-           'read_batch', 'take_over', 'save_model', 'load_model', 'mixed']
+           'read_batch', 'take_over', 'save_model', 'load_model', 'mixed', 'token_frequencies', 'logit_adjusted']
 
 # %% ../nbs/42_finetune.ipynb #a62d84fc
 import copy, json
@@ -163,4 +163,19 @@ def mixed(first: MaskMatch, second: MaskMatch, share: float) -> MaskMatch:  # in
         raise RunError('models of different shapes have no mean; both must come from one config')
     made = copy.deepcopy(first)
     made.load_state_dict({k: v.lerp(b[k], share) if v.is_floating_point() else v for k, v in a.items()})
+    return made.eval()
+
+# %% ../nbs/42_finetune.ipynb #42a00006
+def token_frequencies(packed, vocabulary: Vocabulary) -> torch.Tensor:  # int [k]
+    "How often each token occurs in the captions of a packed split."
+    return torch.bincount(torch.tensor([t for i in range(len(packed)) for t in vocabulary.encode(packed.caption(i))]), minlength=len(vocabulary))
+
+def logit_adjusted(model: MaskMatch, counts: torch.Tensor, strength: float) -> MaskMatch:  # `counts` of the tokens in training [k]
+    """The model with `strength` times the log-frequency of each visible token (against the mean over them, one added to every count) taken off its output bias
+    (Menon et al. 2021, arXiv 2007.07314, equation 9); tokens that leave no ink keep theirs. `RunError` for counts of another vocabulary."""
+    seen, made = model.is_visible, copy.deepcopy(model)
+    if counts.shape != seen.shape: raise RunError(f'{len(counts)} counts for {len(seen)} tokens; count the captions with the vocabulary of the model')
+    share = (counts[seen] + 1.)/counts[seen].sum()
+    log_share = share.log() - (counts[seen]/counts[seen].sum()*share.log()).sum()
+    made.decoder.head.bias.data[seen] -= strength*log_share.to(model.device)
     return made.eval()
