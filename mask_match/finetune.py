@@ -172,7 +172,7 @@ def token_frequencies(packed, vocabulary: Vocabulary) -> torch.Tensor:  # int [k
 
 def logit_adjusted(model: MaskMatch, counts: torch.Tensor, strength: float) -> MaskMatch:  # `counts` of the tokens in training [k]
     """The model with `strength` times the log-frequency of each visible token (against the mean over them, one added to every count) taken off its output bias
-    (Menon et al. 2021, arXiv 2007.07314, equation 9); tokens that leave no ink keep theirs. `RunError` for counts of another vocabulary."""
+    (Menon et al. 2021, arXiv 2007.07314, post hoc); tokens that leave no ink keep theirs. `RunError` for counts of another vocabulary."""
     seen, made = model.is_visible, copy.deepcopy(model)
     if counts.shape != seen.shape: raise RunError(f'{len(counts)} counts for {len(seen)} tokens; count the captions with the vocabulary of the model')
     share = (counts[seen] + 1.)/counts[seen].sum()

@@ -19,8 +19,8 @@ from .config import Config, RenderConfig
 from .deploy import open_model
 from .finetune import INVISIBLE, MaskMatch, read_seen
 from .inkml import Ink, parse_ink
-from .layout import kind_of
 from .latex import SOS, Vocabulary, is_valid, to_latex
+from .layout import kind_of
 from .photo import ImageError, components, image_to_ink_image, load_image
 from .render import render
 from .runs import RunError
