@@ -160,10 +160,10 @@ class Attender(nn.Module):
         return features, self.teacher_attention(features, is_pad)
 
     def hide(self, batch, progress: float, maps, generator):  # -> (image [b 1 H W], is_hidden [b H W])
-        "Hide ink as the curriculum asks: where the teacher looks, anywhere on ink, or whole traces."
-        ratio, block = mask_ratio(progress, self.config, self.stroke_height)
-        if self.config.where == 'stroke': return hide_traces(batch.image, batch.traces, ratio, generator)
-        return hide_blocks(batch.image, batch.sizes, ratio, block, maps.mean(1) if self.config.where == 'attention' else None, generator)
+        "Hide ink as the curriculum asks: where the teacher looks, anywhere on ink, whole traces, or whole symbols."
+        (ratio, block), where = mask_ratio(progress, self.config, self.stroke_height), self.config.where
+        if where in ('stroke', 'symbol'): return hide_traces(batch.image, batch.traces, ratio, generator, groups=batch.groups if where == 'symbol' else None)
+        return hide_blocks(batch.image, batch.sizes, ratio, block, maps.mean(1) if where == 'attention' else None, generator)
 
 # %% ../nbs/32_attend.ipynb #a9ee8635
 def terms(model: Attender, is_pad, is_ink, is_hidden_cell, seen: tuple, taught: tuple) -> dict:
@@ -180,7 +180,7 @@ def terms(model: Attender, is_pad, is_ink, is_hidden_cell, seen: tuple, taught: 
 
 # %% ../nbs/32_attend.ipynb #4c9bb5f2
 def step(model: Attender,
-         batch,                       # `Batch`: image [b 1 H W], sizes [b 2], traces (for where='stroke')
+         batch,                       # `Batch`: image [b 1 H W], sizes [b 2], traces and groups (for where='stroke' or 'symbol')
          progress: float,             # how much of the training is over (fraction)
          generator: torch.Generator   # draws what is hidden
         ) -> tuple:                   # (loss, logs: dict of detached scalars)

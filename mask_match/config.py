@@ -94,15 +94,16 @@ class FitConfig:
 @dataclass(frozen=True)
 class PretrainConfig:
     "Stage 1: global and local contrast between two views of one ink."
+    method: str = 'contrast'           # contrast (the paper's), autoencoder (a baseline: hidden ink is restored)
     global_loss: str = 'ntxent'        # ntxent, barlow, vicreg (the paper does not say; ours)
     local_weight: float = 0.6          # 0: global only, 1: local only (LoGoHTR: 0.6)
-    temperature: float = 0.2           # of NT-Xent (ours)
-    local_temperature: float = 0.2     # of the dense InfoNCE (LoGoHTR: 0.5)
+    temperature: float = 0.2; local_temperature: float = 0.2  # of NT-Xent (ours), of the dense InfoNCE (LoGoHTR: 0.5)
     barlow_lambda: float = 5e-3        # weight of the off-diagonal term (Barlow Twins: 5e-3)
     vicreg_invariance: float = 25.; vicreg_variance: float = 25.; vicreg_covariance: float = 1.  # VICReg's own weights
     hidden: int = 512                  # width of the projection head's hidden layer
     projection: int = 128              # width of the projected vectors
     local_cells: int = 1024            # most matched cells per batch in the local loss (bounds its memory)
+    hide_ratio: float = 0.6; hide_block: float = 0.7  # autoencoder: share of ink to hide (SimMIM: 0.6), edge of a block (stroke heights; ours)
     fit: FitConfig = field(default_factory=FitConfig)
 
 # %% ../nbs/00_config.ipynb #49ff1926
@@ -114,7 +115,7 @@ class AttendConfig:
     block_start: float = 0.7         # edge of a hidden block at the start (multiples of stroke_height; ours)
     block_end: float = 2.5           # edge of a hidden block at the end (multiples of stroke_height; ours)
     schedule: str = 'progressive'    # progressive, constant (same mean ratio and block), reversed
-    where: str = 'attention'         # what to hide: attention (guided), random, stroke (whole traces)
+    where: str = 'attention'         # what to hide: attention (guided), random, stroke (whole traces), symbol (whole symbols: uses labels)
     match: str = 'cosine'            # how pooled slots are matched: cosine, infonce
     match_weight: float = 1.0        # pooled slots of student and teacher agree
     predict_weight: float = 1.0      # teacher features at hidden cells, predicted from visible ones
@@ -134,8 +135,8 @@ class FinetuneConfig:
     encoder_lr: float = 1.0          # learning rate of pretrained parts relative to the decoder's (factor)
     census_weight: float = 0.5       # of the symbol census (aggregation cross-entropy, arXiv 1904.08364; ours); 0: off
     symbol_weight: float = 0.5       # of the symbol class at symbol centres (ours; uses the ink's symbol groups, not only LaTeX); 0: off
-    cutout_share: float = 0.0        # share of training samples that are sub-expressions cut out by the MathML tree (fraction)
-    cutout_end: float = 0.0          # the same share at the end of training (fraction; linear in between)
+    cutout_share: float = 0.; cutout_end: float = 0.  # share of samples cut out by the MathML tree, at start and end (fractions; linear in between)
+    trust: float = 0.7               # learning from own readings: how sure the less sure direction must be (fraction; above 1: nobody is; ours)
     exchange_share: float = 0.0      # share of whole expressions in which parts change places with like parts of others (fraction; ours)
     fit: FitConfig = field(default_factory=FitConfig)
     uses_parts = property(lambda self: max(self.cutout_share, self.cutout_end, self.exchange_share) > 0)  # sub-expressions, cut by symbol groups
@@ -147,8 +148,7 @@ class DataConfig:
     source: str = 'synth'       # synth: made by our own synthesiser; crohme: InkML given with --data
     grammar: str = 'full'       # synth: full (101+ tokens) or small (about 40 symbols, at most 12 tokens)
     n_train: int = 4000         # synth: training expressions
-    n_validation: int = 400     # synth: validation expressions
-    n_test: int = 400           # synth: test expressions
+    n_validation: int = 400; n_test: int = 400  # synth: validation and test expressions
 
 # %% ../nbs/00_config.ipynb #1c892f9e
 @dataclass(frozen=True)
@@ -198,9 +198,9 @@ def _known(name, fields, where):
     near = difflib.get_close_matches(name, fields, 1, 0.5)
     raise ConfigError(f"{where} has no setting '{name}'" + (f"; did you mean '{near[0]}'?" if near else f"; it has: {', '.join(fields)}"))
 
-_choices = {'global_loss': ('ntxent', 'barlow', 'vicreg'), 'schedule': ('progressive', 'constant', 'reversed'), 'where': ('attention', 'random', 'stroke'),
-            'match': ('cosine', 'infonce'), 'source': ('synth', 'crohme'), 'plan': ('halves', 'shelves'), 'grammar': ('full', 'small'),
-            'precision': ('32-true', 'bf16-mixed', 'bf16-true', '16-mixed')}
+_choices = {'global_loss': ('ntxent', 'barlow', 'vicreg'), 'schedule': ('progressive', 'constant', 'reversed'),
+            'where': ('attention', 'random', 'stroke', 'symbol'), 'match': ('cosine', 'infonce'), 'source': ('synth', 'crohme'), 'plan': ('halves', 'shelves'), 'grammar': ('full', 'small'),
+            'method': ('contrast', 'autoencoder'), 'precision': ('32-true', 'bf16-mixed', 'bf16-true', '16-mixed')}
 
 def _cast(value, kind, name):
     "Accept a value of the right type, or a string that spells one."

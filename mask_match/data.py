@@ -135,6 +135,7 @@ class Batch:
     traces: list           # per expression: float32 [n 2] arrays in pixels
     # [m 4] expression, token id, x and y of the symbol's centre (pixels); for symbol supervision, a row of its own
     symbols: torch.Tensor = field(default_factory=lambda: torch.zeros(0, 4))
+    groups: list = field(default_factory=list)  # per expression the symbol of every trace (int [traces]); a label, for controls that may look at it
 
     def _each(self, change):
         tensors = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if torch.is_tensor(getattr(self, f.name))}
@@ -159,6 +160,12 @@ class ViewBatch:
     _each, to, as_bytes, pin_memory = Batch._each, Batch.to, Batch.as_bytes, Batch.pin_memory
 
 # %% ../nbs/14_data.ipynb #b72b2337
+def _groups(n, symbols):
+    "Of each of `n` traces the first trace of its symbol; its own number where it belongs to none."
+    groups = np.arange(n)
+    for symbol in symbols: groups[symbol['traces']] = min(symbol['traces'], default=0)
+    return groups
+
 def _centres(vocabulary, b, symbols, traces):
     "Rows of `Batch.symbols` for expression `b`."
     for symbol in symbols:
@@ -179,22 +186,22 @@ class _Drawer:
         inside = [dict(s, traces=[place[t] for t in s['traces']]) for s in self.packed.symbols(i) if place.keys() >= set(s['traces'])]
         return cut[0].split(), self.packed.traces(i, cut[1]), inside
 
-    def _draw(self, k, traces, symbols):
-        rng, owners = np.random.default_rng([self.config.seed, self.epoch, k]), np.arange(len(traces))
-        for symbol in symbols: owners[symbol['traces']] = min(symbol['traces'], default=0)
+    def _draw(self, k, traces, owners):
+        rng = np.random.default_rng([self.config.seed, self.epoch, k])
         bend = dataclasses.replace(self.bend, scale_low=self.scales[k], scale_high=self.scales[k])
         return augment(traces, self.config.render, bend, rng, self.packed.units[self.samples[k][0]], owners)
 
     def _batch(self, which):
         captions, traces, symbols = zip(*map(self._written, which))
-        drawn = [self._draw(k, t, s)[:3] for k, t, s in zip(which, traces, symbols)]
+        groups = [_groups(len(t), s) for t, s in zip(traces, symbols)]
+        drawn = [self._draw(k, t, g)[:3] for k, t, g in zip(which, traces, groups)]
         drawn = snug(drawn, self.config.render.margin, self.bend.snug, self._shape(which))
         image, sizes = stack_images([draw(*one) for one in drawn], self._shape(which))
         ids = [torch.tensor(self.vocabulary.encode(c), dtype=torch.long) for c in captions]
         tokens = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True)
         symbols = [row for b, some in enumerate(symbols) for row in _centres(self.vocabulary, b, some, drawn[b][0])]
         return Batch(image, sizes, tokens, torch.tensor([len(i) for i in ids]), [self.packed.names[self.samples[k][0]] for k in which], [d[0] for d in drawn],
-                     torch.tensor(symbols, dtype=torch.float32).reshape(-1, 4))
+                     torch.tensor(symbols, dtype=torch.float32).reshape(-1, 4), groups)
 
     def _views(self, which):
         rng = lambda k: np.random.default_rng([self.config.seed, self.epoch, k])

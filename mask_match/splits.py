@@ -83,10 +83,12 @@ def _crohme_splits(config, folder, source):
     return made
 
 # %% ../nbs/19_splits.ipynb #7f6a4bc4
-def select(packed: Packed, which: Iterable, path) -> dict:  # the manifest
-    "Write the expressions `which` (indices) of a packed split as a split of its own."
-    which, starts = list(which), np.r_[0, packed.text_ends[:-1]]
-    traces, lines = [packed.traces(i) for i in which], [packed.text[starts[i]:packed.text_ends[i]] for i in which]
+def select(packed: Packed, which: Iterable, path, captions: dict | None = None) -> dict:  # the manifest
+    "Write the expressions `which` (indices) of a packed split as a split of its own; `captions` (index -> tokens) take the place of all labels an ink has."
+    which, starts, own = list(which), np.r_[0, packed.text_ends[:-1]], captions or {}
+    blank = lambda i: json.dumps(dict(packed.infos[i], caption=' '.join(own[i]), symbols=[], cutouts=[], places=[])).encode()
+    line = lambda i: np.frombuffer(blank(i), np.uint8) if i in own else packed.text[starts[i]:packed.text_ends[i]]
+    traces, lines = [packed.traces(i) for i in which], [line(i) for i in which]
     ends, flat = lambda parts: np.cumsum([len(p) for p in parts], dtype=np.int64), [t for some in traces for t in some]
     arrays = dict(points=np.concatenate(flat), trace_ends=ends(flat), ink_ends=ends(traces), units=packed.units[which], text=np.concatenate(lines),
                   text_ends=ends(lines))

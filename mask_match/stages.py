@@ -25,6 +25,7 @@ from .metrics import score
 from .pretrain import Pretrainer
 from .pretrain import step as pretrain_step
 from .render import render
+from .restore import Restorer, restore_step
 from .runs import Run, file_hash, load_tensors, save_tensors, seed_everything
 from .stream import stream
 from .views import cell_pad, ink_cells
@@ -47,14 +48,15 @@ def _parts(model, *names): return {k: v for k, v in model.state_dict().items() i
 
 # %% ../nbs/43_stages.ipynb #1af01f58
 def pretrain(config: Config, packed: Packed, folder, start=None, on_record: Callable = lambda r: None, until: float = math.inf) -> Run:
-    "Stage 1 as a run: global and local contrast; hands over the encoder. Resumes; returns at once when finished."
+    "Stage 1 as a run: global and local contrast, or a masked autoencoder; hands over the encoder. Resumes; returns at once when finished."
     run = _begin(config, packed, folder, start, 'pretrain')
     if run.is_done: return run
-    c, fabric = config.pretrain, make_fabric(config, config.pretrain.fit)
-    model = Pretrainer(make_encoder(config.encoder), c)
+    c, fabric, encoder = config.pretrain, make_fabric(config, config.pretrain.fit), make_encoder(config.encoder)
+    compares = c.method == 'contrast'
+    model, step = (Pretrainer(encoder, c), pretrain_step) if compares else (Restorer(encoder, c, config.render.stroke_height), restore_step)
     if start: take_over(model, weights_of(start), ('encoder.',))
-    batches = lambda at: stream(packed, Vocabulary.field(), config, c.fit, at, with_views=True, rank=fabric.global_rank, world=fabric.world_size)
-    for record in fit(fabric, model, pretrain_step, batches, c.fit, config.seed, run, until=until): on_record(record)
+    batches = lambda at: stream(packed, Vocabulary.field(), config, c.fit, at, with_views=compares, rank=fabric.global_rank, world=fabric.world_size)
+    for record in fit(fabric, model, step, batches, c.fit, config.seed, run, until=until): on_record(record)
     return _end(run, fabric, _parts(model, 'encoder'), 'pretrain')
 
 def attend(config: Config, packed: Packed, folder, start=None, on_record: Callable = lambda r: None, until: float = math.inf) -> Run:

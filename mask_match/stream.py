@@ -49,14 +49,14 @@ class _Numbered(torch.utils.data.Dataset):
             self.end = self.first + len(self.mine)
         batch = self.epoch[self.mine[n - self.first]]
         if not self.is_sent: return batch
-        return (batch if self.keeps_traces or not hasattr(batch, 'traces') else replace(batch, traces=[])).as_bytes()  # less to send
+        return (batch if self.keeps_traces or not hasattr(batch, 'traces') else replace(batch, traces=[], groups=[])).as_bytes()  # less to send
 
 def stream(packed: Packed | Shards, vocabulary: Vocabulary, config: Config, fit: FitConfig, start: int = 0, with_views: bool = False, share: tuple = (0., 0.),
            exchange: float = 0., rank: int = 0, world: int = 1) -> Iterator:
     """Endless training batches for process `rank` of `world`, from its batch number `start` on. `share` (start, end) of cut-outs changes linearly over the run;
     `exchange` is the share of the other expressions in which parts change places. With `fit.workers` images come as bytes (`Batch.to` makes them float32)."""
     epochs = functools.partial(_epochs, packed, vocabulary, config, fit, with_views, share, exchange, rank, world)
-    numbered = _Numbered(epochs, fit.workers > 0, config.attend.where == 'stroke')
+    numbered = _Numbered(epochs, fit.workers > 0, config.attend.where in ('stroke', 'symbol'))
     own = torch.Generator()  # else making a loader would draw from the random state that dropout draws from
     yield from torch.utils.data.DataLoader(numbered, batch_size=None, sampler=range(start, 2**62), num_workers=fit.workers, generator=own,
                                            pin_memory=fit.workers > 0 and torch.cuda.is_available(), prefetch_factor=6 if fit.workers else None)

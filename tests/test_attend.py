@@ -29,7 +29,8 @@ def batch():
         ys, xs = rng.integers(3, 28, 5), rng.integers(2, 40, 5)
         for y, x in zip(ys, xs): image[b, 0, y:y + 2, x:x + 12] = 1
         traces.append([np.stack([np.linspace(x, x + 12, 8), np.full(8, y + 1.)], 1).astype(np.float32) for y, x in zip(ys, xs)])
-    return SimpleNamespace(image=image, sizes=torch.tensor([[32, 60], [30, 64], [32, 64], [32, 56]]), traces=traces, names=list('abcd'))
+    return SimpleNamespace(image=image, sizes=torch.tensor([[32, 60], [30, 64], [32, 64], [32, 56]]), traces=traces, names=list('abcd'),
+                           groups=[np.array([0, 0, 2, 2, 4])]*4)
 
 
 def test_match_loss_known_values():
@@ -88,7 +89,7 @@ def test_predictor_cannot_peek():
     assert torch.equal(net(x, is_hidden), net(x + 9*is_hidden[:, None], is_hidden))
 
 
-@pytest.mark.parametrize('where', ['attention', 'random', 'stroke'])
+@pytest.mark.parametrize('where', ['attention', 'random', 'stroke', 'symbol'])
 @pytest.mark.parametrize('match', ['cosine', 'infonce'])
 def test_a_step_trains_the_student_only(batch, where, match):
     model = make(where=where, match=match)
@@ -175,3 +176,15 @@ def test_guided_hiding_goes_where_the_teacher_looks(batch):
     left, right = slice(0, 32), slice(32, 64)
     assert share('attention', left) > 2*share('attention', right)
     assert share('random', left) < 1.5*share('random', right)
+
+def test_symbols_are_hidden_as_wholes():
+    image, rows = torch.zeros(1, 1, 32, 64), (3, 10, 17, 24)
+    for y in rows: image[0, 0, y:y + 2, 4:44] = 1
+    traces = [np.stack([np.linspace(4, 44, 8), np.full(8, y + 1.)], 1).astype(np.float32) for y in rows]
+    page = SimpleNamespace(image=image, sizes=torch.tensor([[32, 64]]), traces=[traces], groups=[np.array([0, 0, 2, 2])])
+    def gone(where, seed):
+        hidden = make(where=where).hide(page, 0.5, None, generator(seed))[1]
+        return [bool(hidden[0, y, 10]) for y in rows]
+    of_symbols, of_traces = ([gone(where, seed) for seed in range(12)] for where in ('symbol', 'stroke'))
+    assert all(a == b != c == d for a, b, c, d in of_symbols)
+    assert any(a != b for a, b, *_ in of_traces)                                             # whole traces do come apart

@@ -11,9 +11,9 @@ LAYERS = [
     {'batches', 'data', 'splits', 'stream'},
     {'state'},
     {'fit'},
-    {'pretrain', 'attend', 'finetune'},
+    {'pretrain', 'restore', 'attend', 'finetune'},
     {'stages'},
-    {'atlas', 'bench', 'calibration', 'campaign', 'cost', 'degrade', 'deploy', 'discover', 'evaluate', 'figures', 'grid', 'judges', 'localise', 'occlusion', 'prepare', 'prior', 'recognize', 'survey', 'terminal'},
+    {'atlas', 'bench', 'calibration', 'campaign', 'cost', 'degrade', 'deploy', 'discover', 'evaluate', 'figures', 'grid', 'judges', 'localise', 'occlusion', 'prepare', 'prior', 'pseudo', 'recognize', 'survey', 'terminal'},
     {'reproduce'},
     {'cli'},
 ]
