@@ -199,8 +199,8 @@ def _known(name, fields, where):
     raise ConfigError(f"{where} has no setting '{name}'" + (f"; did you mean '{near[0]}'?" if near else f"; it has: {', '.join(fields)}"))
 
 _choices = {'global_loss': ('ntxent', 'barlow', 'vicreg'), 'schedule': ('progressive', 'constant', 'reversed'),
-            'where': ('attention', 'random', 'stroke', 'symbol'), 'match': ('cosine', 'infonce'), 'source': ('synth', 'crohme'), 'plan': ('halves', 'shelves'), 'grammar': ('full', 'small'),
-            'method': ('contrast', 'autoencoder'), 'precision': ('32-true', 'bf16-mixed', 'bf16-true', '16-mixed')}
+            'where': ('attention', 'random', 'stroke', 'symbol'), 'match': ('cosine', 'infonce'), 'source': ('synth', 'crohme'), 'plan': ('halves', 'shelves'),
+            'grammar': ('full', 'small'), 'method': ('contrast', 'autoencoder'), 'precision': ('32-true', 'bf16-mixed', 'bf16-true', '16-mixed')}
 
 def _cast(value, kind, name):
     "Accept a value of the right type, or a string that spells one."
