@@ -141,9 +141,9 @@ class CrossAttention(nn.Module):
         self.coverage = Coverage(heads) if coverage else None
 
     def memory(self, cells: torch.Tensor):  # [b n d]
-        "Keys and values of the cells, each [b heads n e]."
+        "Keys and values of the cells, each [b heads n e], laid out as every later product wants them."
         b, n, d = cells.shape
-        return self.kv(cells).view(b, n, 2, self.heads, d//self.heads).permute(2, 0, 3, 1, 4).unbind(0)
+        return self.kv(cells).view(b, n, 2, self.heads, d//self.heads).permute(2, 0, 3, 1, 4).contiguous().unbind(0)
 
     def forward(self, x: torch.Tensor,         # [b r t d]
                 keys, values,                  # [b heads n e]

@@ -109,7 +109,7 @@ def finetune_step(model: MaskMatch, batch: Batch, progress: float, generator) ->
 def read_seen(model: MaskMatch, seen: tuple, beam: int, max_tokens: int, grammar=None) -> list[list[Hypothesis]]:  # per expression, best first
     "`read_batch` of what `model.encode` has seen."
     if beam == 1: return [[h] for h in greedy(model.decoder, *seen, max_tokens, grammar)]
-    return beam_search(model.decoder, *seen, beam, max_tokens, both_directions=model.both, grammar=grammar)
+    return beam_search(model.decoder, *seen, beam, max_tokens, both_directions=model.both, grammar=grammar, asks_all=False)
 
 @torch.no_grad()
 def read_batch(model: MaskMatch, batch: Batch, beam: int, max_tokens: int, grammar=None) -> list[list[Hypothesis]]:  # per expression, best first

@@ -118,15 +118,21 @@ def _beams(decoder, memory: Memory, beam: int, max_tokens: int, length_penalty: 
 def score_readings(decoder, memory: Memory,
                    readings: list,            # per image a list of token lists, left-to-right
                    reverse: bool = False,     # True: score as the right-to-left reader
-                   cells: int = 2**24,        # most attention logits at a time (bounds memory)
+                   cells: int | None = None,  # most attention logits at a time; None: what stays in a CPU's cache, or 64 times that on a GPU
                   ) -> list:                  # per image a list of log-probabilities, end included (nats)
     "How likely one direction finds given readings (teacher forcing)."
-    scores, device = [None]*len(readings), memory.extra.device
-    order = sorted(range(len(readings)), key=lambda i: max(map(len, readings[i]), default=0))   # alike lengths together: less padding
+    scores, device = [[] for _ in readings], memory.extra.device
+    cells = cells or (2**21 if device.type == 'cpu' else 2**27)
+    size = lambda i: (len(readings[i]), max(map(len, readings[i])))
+    order = sorted((i for i, some in enumerate(readings) if some), key=lambda i: size(i)[::-1])  # alike lengths together: less padding
     while order:
-        rows, longest = max(1, max(len(readings[i]) for i in order)), max(max(map(len, readings[i]), default=0) for i in order)
-        size = max(1, cells//(rows*(longest + 1)*memory.keys[0][0, ..., 0].numel()))
-        images, order = order[:size], order[size:]
+        n, rows, longest = 0, 0, 0
+        for i in order:
+            rows, longest = map(max, (rows, longest), size(i))
+            if n and (n + 1)*rows*(longest + 1)*memory.keys[0][0, ..., 0].numel() > cells: break
+            n += 1
+        images, order = order[:n], order[n:]
+        rows = max(len(readings[i]) for i in images)
         padded = [readings[i] + [[]]*(rows - len(readings[i])) for i in images]
         lengths = torch.tensor([len(ids) for row in padded for ids in row], device=device)
         longest = int(lengths.max())
@@ -145,6 +151,7 @@ def beam_search(decoder, features, maps, is_pad,   # [b d h w], [b s h w] or Non
                 length_penalty: float = 1.0,       # score = log-probability / length**length_penalty: 0 favours short readings, 1 compares per token (CoMER: 1)
                 both_directions: bool = True,      # False: left-to-right only
                 grammar=None,                      # an Automaton of the vocabulary: only valid captions; None: anything
+                asks_all: bool = True,             # False: the other direction judges only readings that could still win; the others come last
                ) -> list:                          # [b] lists of Hypothesis, best first
     "Beam search; with both directions each scores what the other found, and the sum of log-probabilities decides (BTTR, section 3.5)."
     memory = decoder.memory(features, maps, is_pad)
@@ -156,18 +163,28 @@ def beam_search(decoder, features, maps, is_pad,   # [b d h w], [b s h w] or Non
             for ids, logp, n, done in zip(tokens[i][d], total[i][d], length[i][d], finished[i][d]):
                 ids = ids[:n - done]
                 if logp > -float('inf'): readings[tuple(ids[::-1] if d else ids)] = (logp, done)
-    other = [[{}, {}] for _ in found]
-    for d in range(2 if both_directions else 0):                                      # direction d judges what only the other found
-        asked = [[list(ids) for ids in image[1 - d] if not image[d].get(ids, (0, False))[1]] for image in found]
-        for i, scores in enumerate(score_readings(decoder, memory, asked, reverse=bool(d))): other[i][d] = dict(zip(map(tuple, asked[i]), scores))
+    other = [[{}, {}] for _ in found]                                                 # image, judging direction: ids -> log-probability
+    for most in () if not both_directions else (None,) if asks_all else (2, None):    # the two likeliest of each image first, then whatever could beat them
+        asked = [_open(_ranked(image, judged, length_penalty), image, most, asks_all) for image, judged in zip(found, other)]
+        for d in range(2):
+            for judged, (ids, scores) in zip(other, zip((a[d] for a in asked), score_readings(decoder, memory, [a[d] for a in asked], reverse=bool(d)))):
+                judged[d].update(zip(map(tuple, ids), scores))
     return [_ranked(image, judged, length_penalty) for image, judged in zip(found, other)]
 
+# %% ../nbs/41_search.ipynb #b3202b1d
+def _open(ranked, found, most, asks_all) -> tuple:  # ids for either direction to judge
+    "Readings of one image that one direction has found (to their end) and the other has not judged: the `most` likeliest, or all (that could still win)."
+    best = max(((h.finished, h.score) for h in ranked if h.other is not None), default=(False, -float('inf')))
+    waiting = [h for h in ranked if h.other is None and (asks_all or (h.finished, h.score) > best)][:most]  # no judge can raise a score
+    return tuple([h.ids for h in waiting if h.reverse != bool(d)] for d in range(2))
+
 def _ranked(found, judged, length_penalty) -> list:
-    "Hypotheses of one image, best first, finished before unfinished; a reading found by both directions appears once."
+    "Hypotheses of one image, best first, finished before unfinished, judged before unjudged; a reading found by both directions appears once."
     hypotheses = {}
     for d, readings in enumerate(found):
         for ids, (logp, done) in readings.items():
-            other = None if len(found) == 1 else judged[1 - d].get(ids, found[1 - d].get(ids, (None,))[0])
+            there = (None, False) if len(found) == 1 else found[1 - d].get(ids, (None, False))
+            other = None if len(found) == 1 else judged[1 - d].get(ids, there[0] if there[1] else None)
             made = Hypothesis(list(ids), (logp + (other or 0.))/max(1, len(ids) + done)**length_penalty, logp, done, bool(d), other)
             if ids not in hypotheses or made.finished > hypotheses[ids].finished: hypotheses[ids] = made
-    return sorted(hypotheses.values(), key=lambda x: (x.finished, x.score), reverse=True)
+    return sorted(hypotheses.values(), key=lambda x: (x.finished, x.other is not None, x.score), reverse=True)
