@@ -258,7 +258,7 @@ def quick():
 # %% ../nbs/00_config.ipynb #9d860477
 def cpu():
     "Two hours on two CPU cores that do little else: real CROHME ink, compact encoder."
-    fit = FitConfig(batch_pixels=500_000, batch_max=64, weight_decay=0.05)
+    fit = FitConfig(batch_pixels=500_000, batch_max=64, passes=2, weight_decay=0.05)
     return Config(preset='cpu', data=DataConfig(source='crohme'), encoder=EncoderConfig(width=192),
                   decoder=DecoderConfig(heads=6, layers=2, feedforward=768, dropout=0.2),
                   pretrain=PretrainConfig(fit=replace(fit, steps=600)), attend=AttendConfig(fit=replace(fit, steps=600)),

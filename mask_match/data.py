@@ -168,11 +168,11 @@ def _groups(n, symbols):
 
 def _centres(vocabulary, b, symbols, traces):
     "Rows of `Batch.symbols` for expression `b`."
+    points, starts = np.concatenate(traces), np.cumsum([0, *map(len, traces[:-1])])
+    low, high = (f.reduceat(points, starts).tolist() for f in (np.minimum, np.maximum))    # corners of every trace
     for symbol in symbols:
-        word = vocabulary.ids.get(symbol['token'], 3)
-        if word == 3 or not symbol['traces']: continue
-        low, high = zip(*((traces[t].min(0), traces[t].max(0)) for t in symbol['traces']))
-        yield b, word, *(np.min(low, 0) + np.max(high, 0))/2
+        word, own = vocabulary.ids.get(symbol['token'], 3), symbol['traces']
+        if word != 3 and own: yield b, word, *((min(low[t][k] for t in own) + max(high[t][k] for t in own))/2 for k in (0, 1))
 
 # %% ../nbs/14_data.ipynb #f5749f99
 class _Drawer:

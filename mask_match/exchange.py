@@ -100,7 +100,7 @@ class Exchange:
 # %% ../nbs/19_exchange.ipynb #5686b72a
 def _fit(traces, host):
     "The guest's traces at the height of the host's, about the middle of its place."
-    (low, high), (low2, high2) = ((np.min([t.min(0) for t in some], 0), np.max([t.max(0) for t in some], 0)) for some in (host, traces))
+    (low, high), (low2, high2) = ((points.min(0), points.max(0)) for points in map(np.concatenate, (host, traces)))
     scale = (high - low)[1]/max((high2 - low2)[1], 1e-6)
     return [((t - (low2 + high2)/2)*scale + (low + high)/2).astype(np.float32) for t in traces]
 

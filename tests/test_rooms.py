@@ -13,7 +13,7 @@ LAYERS = [
     {'fit'},
     {'pretrain', 'restore', 'attend', 'finetune'},
     {'stages'},
-    {'atlas', 'bench', 'calibration', 'campaign', 'cost', 'degrade', 'deploy', 'discover', 'evaluate', 'figures', 'grid', 'judges', 'localise', 'occlusion', 'prepare', 'prior', 'pseudo', 'recognize', 'survey', 'terminal'},
+    {'atlas', 'bench', 'calibration', 'campaign', 'cost', 'degrade', 'deploy', 'discover', 'evaluate', 'figures', 'grid', 'judges', 'localise', 'occlusion', 'prepare', 'prior', 'pseudo', 'recognize', 'report', 'survey', 'terminal'},
     {'reproduce'},
     {'cli'},
 ]
@@ -24,7 +24,7 @@ NARROW = {  # rooms that may see less than their layer allows
 MODELS = {'encoder', 'attention', 'decoder', 'search'}  # the automaton is made of a vocabulary once; a search gets its tables
 LOSSES = {'contrast'}
 RUNTIME = {'torch', 'numpy', 'PIL', 'lightning_fabric', 'safetensors', 'lxml', 'editdistance', 'seaborn', 'matplotlib', 'HersheyFonts', 'mask_match'}
-EXTRA = {'show': {'IPython'}, 'compat': {'torchvision'}, 'deploy': {'onnxruntime'}, 'reproduce': {'papermill'}, 'cli': {'papermill'}}
+EXTRA = {'show': {'IPython'}, 'compat': {'torchvision'}, 'deploy': {'onnxruntime'}, 'report': {'nbconvert'}, 'reproduce': {'papermill'}, 'cli': {'papermill'}}
 
 def modules() -> dict[str, Path]:
     return {p.stem: p for p in sorted((ROOT/'mask_match').glob('*.py')) if not p.stem.startswith('_')}
@@ -58,7 +58,7 @@ def may_import(room: str, other: str, number) -> bool:
     if room in NARROW: return other in NARROW[room]
     if other == 'show': return False  # pages and figures only
     if other == 'runs' and layer(room) < layer('data'): return False  # only rooms that read and write files know a run
-    if other == 'figures' and room not in ('reproduce', 'cli'): return False
+    if other == 'figures' and room not in ('report', 'reproduce', 'cli'): return False
     mine, theirs = layer(room), layer(other)
     return theirs < mine or theirs == mine and number(other) < number(room)
 
