@@ -136,7 +136,6 @@ class FinetuneConfig:
     census_weight: float = 0.5       # of the symbol census (aggregation cross-entropy, arXiv 1904.08364; ours); 0: off
     symbol_weight: float = 0.5       # of the symbol class at symbol centres (ours; uses the ink's symbol groups, not only LaTeX); 0: off
     cutout_share: float = 0.; cutout_end: float = 0.  # share of samples cut out by the MathML tree, at start and end (fractions; linear in between)
-    trust: float = 0.7               # learning from own readings: how sure the less sure direction must be (fraction; above 1: nobody is; ours)
     exchange_share: float = 0.0      # share of whole expressions in which parts change places with like parts of others (fraction; ours)
     fit: FitConfig = field(default_factory=FitConfig)
     uses_parts = property(lambda self: max(self.cutout_share, self.cutout_end, self.exchange_share) > 0)  # sub-expressions, cut by symbol groups

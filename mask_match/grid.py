@@ -36,6 +36,7 @@ class Arm:
     worth: int = 1                                      # arms of more worth are trained first, with all seeds
     longer: tuple = ()                                  # stages whose operations stage 3 gets as further steps
     labels: float = 1.                                  # share of the training expressions that stage 3 learns from
+    trust: float = 0.7                                  # stage `again`: how sure an own reading must be to be learnt (above 1: none is; ours)
 
 _SCRATCH, _CONTRAST = ('finetune',), ('pretrain', 'finetune')
 BASELINES = (
@@ -70,8 +71,8 @@ LEVERS = (
 SHARES = (1., 0.1, 0.25, 0.05, 0.5, 0.01)  # in the order of their worth
 LABELS = tuple(Arm(f'{name}, {share:.0%}', (), which, 6 - k, labels=share) for k, share in enumerate(SHARES)
                for name, which in (('from scratch', _SCRATCH), ('global and local', _CONTRAST), ('full method', Arm('').stages)))
-LABELS += tuple(Arm(f'full method, {name}, {share:.0%}', settings, (*Arm('').stages, 'again'), 6 - k, labels=share)
-                for k, share in enumerate(SHARES) if share < 1 for name, settings in (('again with own readings', ()), ('again', ('finetune.trust=2',))))
+LABELS += tuple(Arm(f'full method, {name}, {share:.0%}', (), (*Arm('').stages, 'again'), 6 - k, labels=share, trust=trust)
+                for k, share in enumerate(SHARES) if share < 1 for name, trust in (('again with own readings', Arm('').trust), ('again', 2.)))
 STUDIES = dict(baselines=BASELINES, masking=MASKING, levers=LEVERS, labels=LABELS)
 
 def jobs(arms: Iterable, seeds: Iterable) -> list[tuple]:  # (arm, seed)
@@ -95,11 +96,11 @@ def training_ink(data, share: float, seed: int, folder) -> Packed:
         select(packed, labelled(packed, share, seed), path)
     return Packed(path)
 
-def stage_ink(config: Config, arm: Arm, stage: str, seed: int, data, folder, before, where) -> Packed:
+def stage_ink(arm: Arm, stage: str, seed: int, data, folder, before, where) -> Packed:
     "What a stage learns from: all ink, the labelled share, or (`again`) that share and what the weights `before` are sure to read in the rest."
     if stage != 'again': return training_ink(data, arm.labels if stage == 'finetune' else 1., seed, folder)
     train = load_packed(data, 'train')
-    return with_readings(before, train, labelled(train, arm.labels, seed), config.finetune.trust, Path(folder)/f'{where.name}.safetensors')
+    return with_readings(before, train, labelled(train, arm.labels, seed), arm.trust, Path(folder)/f'{where.name}.safetensors')
 
 # %% ../nbs/59_grid.ipynb #d7b8dcd6
 def operations_a_step(config: Config, data, stage: str, trial: int = 6) -> float:  # floating-point operations
@@ -122,8 +123,8 @@ def chain(config: Config, arm: Arm, folder, ink: str) -> list[tuple]:  # (stage,
     made, before = [], ink
     for stage in arm.stages:
         matters = {k: v for k, v in to_dict(config).items() if k in stages.MATTERS[PART.get(stage, stage)]}
-        share = arm.labels if stage in ('finetune', 'again') else 1.
-        before = hashlib.sha256(json.dumps([before, matters, share], sort_keys=True).encode()).hexdigest()[:12]
+        learns = dict(finetune=arm.labels, again=[arm.labels, arm.trust]).get(stage, 1.)
+        before = hashlib.sha256(json.dumps([before, matters, learns], sort_keys=True).encode()).hexdigest()[:12]
         made.append((stage, Path(folder)/f'{stage}-{before}'))
     return made
 
@@ -145,7 +146,7 @@ def train_arm(config: Config, arm: Arm, seed: int, data, folder, until: float = 
         if not (where/'done.json').exists(): say(f'{arm.name}, seed {seed}: {stage}, {n} steps in {where.name}')
         if not (where/'operations.json').exists(): write_json(where/'operations.json', operations_a_step(c, data, part)*n)
         if stage == 'again': before = before/'model.safetensors'    # the whole model goes on
-        ink = stage_ink(c, arm, stage, seed, data, folder, before, where)
+        ink = stage_ink(arm, stage, seed, data, folder, before, where)
         getattr(stages, part)(c, ink, where, before, until=until)
         before = where
     for split in ('validation', test_split(c)):

@@ -41,7 +41,7 @@ def test_an_arm_compared_with_itself_is_no_different():
 def test_the_central_arms_come_first_and_seed_by_seed():
     order = [(arm.name, seed) for arm, seed in jobs(STUDIES['baselines'], [1, 2, 3])]
     assert order[:12] == [(name, seed) for seed in (1, 2, 3) for name in ('from scratch', 'global only', 'global and local', 'full method')]
-    assert len(order) == len(set(order)) == 27
+    assert len(order) == len(set(order)) == 3*len(STUDIES['baselines'])
 
 def test_arms_share_what_they_have_in_common(tmp_path):
     arms = {a.name: a for study in STUDIES.values() for a in study}
@@ -50,6 +50,8 @@ def test_arms_share_what_they_have_in_common(tmp_path):
     assert place('full method') == place('progressive') == place('all levers') == place('full method, 100%')
     assert place('constant')['pretrain'] == place('progressive')['pretrain'] and place('constant')['finetune'] != place('progressive')['finetune']
     assert place('full method, 10%')['attend'] == place('full method')['attend'] and place('full method, 10%')['finetune'] != place('full method')['finetune']
+    own, again = place('full method, again with own readings, 10%'), place('full method, again, 10%')
+    assert own['finetune'] == again['finetune'] == place('full method, 10%')['finetune'] and own['again'] != again['again']
     assert not set(place('full method', 2).values()) & set(place('full method').values())
 
 @pytest.mark.parametrize('name', STUDIES)
