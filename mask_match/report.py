@@ -94,6 +94,8 @@ def results(weights) -> list[dict]:
 def report(folder, runs=None, weights=None) -> str:  # Markdown
     "The report of a folder of figures; `runs`: where predictions may be, `weights`: what ships."
     weights, folder = Path(weights or default_weights()), Path(folder)
+    for path in (weights, weights.with_suffix('.json')):
+        if not path.is_file(): raise RunError(f'{path}: no such file; give weights that were published, with their card beside them')
     made, shipped = sidecars(folder), file_hash(weights)
     lines = ['# What this project has found', '## Results', _table(results(weights)), '', *(f'- {line}' for line in card_lines(weights))]
     lines += ['', '## Confirmed and not']
