@@ -165,14 +165,14 @@ def beam_search(decoder, features, maps, is_pad,   # [b d h w], [b s h w] or Non
                 if logp > -float('inf'): readings[tuple(ids[::-1] if d else ids)] = (logp, done)
     other = [[{}, {}] for _ in found]                                                 # image, judging direction: ids -> log-probability
     for most in () if not both_directions else (None,) if asks_all else (2, None):    # the two likeliest of each image first, then whatever could beat them
-        asked = [_open(_ranked(image, judged, length_penalty), image, most, asks_all) for image, judged in zip(found, other)]
+        asked = [_open(_ranked(image, judged, length_penalty), most, asks_all) for image, judged in zip(found, other)]
         for d in range(2):
             for judged, (ids, scores) in zip(other, zip((a[d] for a in asked), score_readings(decoder, memory, [a[d] for a in asked], reverse=bool(d)))):
                 judged[d].update(zip(map(tuple, ids), scores))
     return [_ranked(image, judged, length_penalty) for image, judged in zip(found, other)]
 
 # %% ../nbs/41_search.ipynb #b3202b1d
-def _open(ranked, found, most, asks_all) -> tuple:  # ids for either direction to judge
+def _open(ranked, most, asks_all) -> tuple:  # ids for either direction to judge
     "Readings of one image that one direction has found (to their end) and the other has not judged: the `most` likeliest, or all (that could still win)."
     best = max(((h.finished, h.score) for h in ranked if h.other is not None), default=(False, -float('inf')))
     waiting = [h for h in ranked if h.other is None and (asks_all or (h.finished, h.score) > best)][:most]  # no judge can raise a score
