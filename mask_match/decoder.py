@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['sine_1d', 'sine_2d', 'lift', 'Memory', 'State', 'SelfAttention', 'exclusive_cumsum', 'as_product', 'Coverage',
-           'CrossAttention', 'Layer', 'Cells', 'Decoder', 'read', 'both_directions', 'sequence_loss']
+           'CrossAttention', 'Layer', 'kept_cells', 'Cells', 'Decoder', 'read', 'both_directions', 'sequence_loss']
 
 # %% ../nbs/40_decoder.ipynb #f75ebf9f
 import math
@@ -50,12 +50,14 @@ class Memory:
     values: tuple        # per layer [b heads n e]
     extra: torch.Tensor  # added to the attention logits [b heads|1 1 n]: bias of the learned maps, -10000 on pads
     grid: tuple          # (h, w)
+    place: torch.Tensor | None = None  # where the n cells are in the grid [b n]; None: it is all of them
 
     def __len__(self): return len(self.extra)
 
     def select(self, images):  # indices [b'] or a slice
         "Keep some of the images."
-        return Memory(tuple(x[images] for x in self.keys), tuple(x[images] for x in self.values), self.extra[images], self.grid)
+        return Memory(tuple(x[images] for x in self.keys), tuple(x[images] for x in self.values), self.extra[images], self.grid,
+                      None if self.place is None else self.place[images])
 
 @dataclass(frozen=True)
 class State:
@@ -116,8 +118,7 @@ class Coverage(nn.Module):
     "What to subtract from the attention logits, given where earlier tokens looked (CoMER, arXiv 2207.04410, section 3.4, made light)."
     def __init__(self, heads: int, kernel: int = 5):
         super().__init__()
-        self.conv = nn.Conv2d(2, heads, kernel, padding=kernel//2)
-        self.scale = nn.Parameter(torch.zeros(heads, 1, 1))                    # an untrained coverage changes nothing
+        self.conv, self.scale = nn.Conv2d(2, heads, kernel, padding=kernel//2), nn.Parameter(torch.zeros(heads, 1, 1))  # untrained it changes nothing
 
     def looked(self, attention: torch.Tensor,  # of this layer, not yet refined [b heads r t n]
                previous: torch.Tensor,         # of the layer before, refined [b heads r t n]
@@ -126,11 +127,16 @@ class Coverage(nn.Module):
         return torch.stack([a.detach().mean(1, dtype=torch.float32) for a in (attention, previous)], 3)
 
     def forward(self, covered: torch.Tensor,      # `looked` summed over all EARLIER tokens [b r t 2 n]
-                grid: tuple) -> torch.Tensor:     # [b heads r t n]
+                grid: tuple,                      # (h, w)
+                place=None) -> torch.Tensor:      # where the n cells are in it [b n] (None: it is all of them) -> [b heads r t n]
         b, r, t, c, n = covered.shape
-        images = covered.reshape(b*r*t, c, *grid)                              # one small image for each token
-        y = F.relu(self.conv(images) if images.device.type == 'cpu' else as_product(images, self.conv))   # [b*r*t heads h w]
-        return (y*self.scale).view(b, r, t, -1, n).permute(0, 3, 1, 2, 4)
+        rows = lambda x: place[:, None].expand(b, x.shape[1], n)
+        images = covered.reshape(b, r*t*c, n)
+        if place is not None: images = images.new_zeros(b, r*t*c, grid[0]*grid[1]).scatter_(2, rows(images), images)
+        images = images.view(b*r*t, c, *grid)                                  # one small image for each token
+        y = (self.conv(images) if images.device.type == 'cpu' else as_product(images, self.conv)).reshape(b, -1, grid[0]*grid[1])
+        if place is not None: y = y.gather(2, rows(y))
+        return (F.relu(y).view(b, r, t, -1, n)*self.scale[..., 0]).permute(0, 3, 1, 2, 4)
 
 # %% ../nbs/40_decoder.ipynb #178f6a82
 class CrossAttention(nn.Module):
@@ -149,19 +155,18 @@ class CrossAttention(nn.Module):
                 keys, values,                  # [b heads n e]
                 extra: torch.Tensor,           # added to the logits [b heads|1 1 n]
                 previous: torch.Tensor | None, # attention of the layer before [b heads r t n]
-                grid: tuple,                   # (h, w)
+                grid: tuple, place,            # (h, w), where the n cells are in it [b n] or None
                 covered=None,                  # mixed attention summed over the tokens of earlier calls [b r c n]
                ):                              # [b r t d], attention [b heads r t n], covered including these tokens
         b, r, t, d = x.shape
         q = self.q(x).view(b, r*t, self.heads, d//self.heads).transpose(1, 2)               # all rows of an image share its cells
-        logits = (q*q.shape[-1]**-0.5) @ keys.transpose(2, 3)
-        logits = (logits + extra.to(logits.dtype)).view(b, self.heads, r, t, -1)
+        logits = ((q*q.shape[-1]**-0.5) @ keys.transpose(2, 3) + extra.to(q.dtype)).view(b, self.heads, r, t, -1)
         attention = logits.softmax(-1)
         if self.coverage is not None and previous is not None:
             looked = self.coverage.looked(attention, previous)
             before = torch.zeros_like(looked[:, :, :1]) if covered is None else covered[:, :, None]
             if t > 1: before = before + exclusive_cumsum(looked, 2)                              # only strictly earlier tokens
-            attention = (logits - self.coverage(before, grid)).softmax(-1)
+            attention = (logits - self.coverage(before, grid, place)).softmax(-1)
             covered = before[:, :, -1] + looked[:, :, -1]
         y = attention.to(values.dtype).view(b, self.heads, r*t, -1) @ values
         return self.out(y.transpose(1, 2).reshape(b, r, t, d)), attention, covered
@@ -176,14 +181,19 @@ class Layer(nn.Module):
         self.feed = nn.Sequential(nn.Linear(width, config.feedforward), nn.GELU(), nn.Linear(config.feedforward, width))
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x, keys, values, extra, previous, grid, past=None, covered=None):
+    def forward(self, x, keys, values, previous, memory, past=None, covered=None):
         y, past = self.text(self.norms[0](x), past)
         x = x + self.dropout(y)
-        y, attention, covered = self.image(self.norms[1](x), keys, values, extra, previous, grid, covered)
-        x = x + self.dropout(y)
-        return x + self.dropout(self.feed(self.norms[2](x))), attention, past, covered
+        y, attention, covered = self.image(self.norms[1](x), keys, values, memory.extra, previous, memory.grid, memory.place, covered)
+        return (x := x + self.dropout(y)) + self.dropout(self.feed(self.norms[2](x))), attention, past, covered
 
 # %% ../nbs/40_decoder.ipynb #60ae5b36
+def kept_cells(is_pad: torch.Tensor):  # [b h w] -> [b n] in reading order, or None: all cells
+    "Cells that are no padding, for each image as many as the fullest has, in sixteens (the rest: pads); all on a GPU, which would have to be waited for."
+    if is_pad.device.type != 'cpu': return None
+    n = math.ceil(max(1, int((~is_pad).sum((1, 2)).max()))/16)*16
+    return None if n >= is_pad[0].numel() else is_pad.flatten(1).to(torch.uint8).sort(dim=1, stable=True).indices[:, :n]
+
 class Cells(nn.Module):
     "Features of the grid as the decoder sees them: normalised, weighted by the learned maps, with positions."
     def __init__(self, config: DecoderConfig, width: int, slots: int):
@@ -196,14 +206,18 @@ class Cells(nn.Module):
     def forward(self, features: torch.Tensor,  # [b d h w]
                 maps,                          # attention maps [b s h w], or None: plain features
                 is_pad: torch.Tensor,          # [b h w]
+                place=None,                    # the cells to keep [b n]; None: all
                ):                              # cells [b n d], extra attention logits [b heads|1 1 n]
-        b, d, h, w = features.shape
-        cells = self.norm(features.flatten(2).transpose(1, 2))                                    # [b n d]
-        extra = torch.zeros(b, 1, 1, h*w, device=cells.device).masked_fill(is_pad.view(b, 1, 1, h*w), -1e4)
-        lifted = None if maps is None else lift(maps, is_pad)                                     # [b s n]
+        (b, d, h, w), code = features.shape, sine_2d(*features.shape[2:], features.shape[1], features.device).flatten(0, 1)  # [h*w d]
+        cells, lifted, hidden = features.flatten(2).transpose(1, 2), None if maps is None else lift(maps, is_pad), is_pad.flatten(1)  # [b n d], [b s n], [b n]
+        if place is not None:
+            cells = cells.flatten(0, 1).index_select(0, (place + h*w*torch.arange(b)[:, None]).flatten()).view(b, -1, d)
+            hidden, code = hidden.gather(1, place), code[place]
+            lifted = lifted if lifted is None else lifted.gather(2, place[:, None].expand(-1, lifted.shape[1], -1))
+        cells, extra = self.norm(cells), torch.zeros(hidden.shape, device=cells.device).masked_fill(hidden, -1e4)[:, None, None]
         if lifted is not None and self.gain is not None: cells = cells*(1 + torch.einsum('bsn,s->bn', lifted, self.gain))[..., None]
         if lifted is not None and self.bias is not None: extra = extra + torch.einsum('bsn,sh->bhn', lifted, self.slot_mix*self.bias)[:, :, None]
-        return cells + sine_2d(h, w, d, cells.device).view(h*w, d), extra
+        return cells + code, extra
 
 # %% ../nbs/40_decoder.ipynb #0719fd9f
 class Decoder(nn.Module):
@@ -217,14 +231,14 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleList(Layer(config, width, config.coverage and i > 0) for i in range(config.layers))
         self.dropout, self.norm, self.head = nn.Dropout(config.dropout), nn.LayerNorm(width), nn.Linear(width, vocabulary)
 
-    def memory(self, features, maps, is_pad) -> Memory:  # [b d h w], [b s h w] or None, [b h w]
+    def memory(self, features, maps, is_pad, whole: bool = False) -> Memory:  # [b d h w], [b s h w] or None, [b h w]; whole: pads too
         "Prepare images once: cells, then keys and values of every layer."
-        cells, extra = self.cells(features, maps, is_pad)
+        cells, extra = self.cells(features, maps, is_pad, place := None if whole else kept_cells(is_pad))
         keys, values = zip(*(layer.image.memory(cells) for layer in self.layers))
-        return Memory(keys, values, extra, tuple(features.shape[2:]))
+        return Memory(keys, values, extra, tuple(features.shape[2:]), place)
 
     def fresh(self, memory: Memory) -> State: return State(memory, (None,)*len(self.layers), (None,)*len(self.layers))
-    def start(self, features, maps, is_pad) -> State: return self.fresh(self.memory(features, maps, is_pad))
+    def start(self, features, maps, is_pad, whole: bool = False) -> State: return self.fresh(self.memory(features, maps, is_pad, whole))
     def read(self, state: State, tokens: torch.Tensor): return read(self, state, tokens)
 
     def step(self, state: State, last: torch.Tensor):  # last tokens [b r] or [b]
@@ -240,11 +254,11 @@ class Decoder(nn.Module):
 
 # %% ../nbs/40_decoder.ipynb #3986ba75
 def read(decoder: Decoder, state: State, tokens: torch.Tensor):  # [b r t]
-    "Read tokens: logits [b r t k] of the next ones (float32), attention of the last layer [b heads r t n], new state."
+    "Read tokens: logits [b r t k] of the next ones (float32), attention of the last layer to the memory's cells [b heads r t n], new state."
     time = torch.arange(state.time, state.time + tokens.shape[2], device=tokens.device)
     x, attention, past, covered = decoder.dropout(decoder.embed(tokens)*decoder.width**0.5 + sine_1d(time, decoder.width)), None, [], []
     for layer, keys, values, p, c in zip(decoder.layers, state.memory.keys, state.memory.values, state.past, state.covered):
-        x, attention, p, c = layer(x, keys, values, state.memory.extra, attention, state.memory.grid, p, c)
+        x, attention, p, c = layer(x, keys, values, attention, state.memory, p, c)
         past.append(p), covered.append(c)
     return decoder.head(decoder.norm(x)).float(), attention, State(state.memory, tuple(past), tuple(covered), state.time + tokens.shape[2])
 

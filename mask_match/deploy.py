@@ -42,7 +42,7 @@ class Remember(nn.Module):
         super().__init__()
         self.decoder = decoder
     def forward(self, features, maps, is_blank):
-        memory = self.decoder.memory(features, maps, is_blank)
+        memory = self.decoder.memory(features, maps, is_blank, whole=True)
         return torch.stack(memory.keys, 1), torch.stack(memory.values, 1), memory.extra[:, :, 0].unflatten(-1, features.shape[2:])
 
 class Read(nn.Module):
@@ -108,7 +108,7 @@ class OnnxDecoder(nn.Module):
         super().__init__()
         self.sessions, self.n_words = sessions, n_words
 
-    def memory(self, features, maps, is_pad) -> Memory:
+    def memory(self, features, maps, is_pad, whole: bool = True) -> Memory:  # always whole
         keys, values, extra = _run(self.sessions['memory'], features, maps, is_pad)
         return Memory((keys,), (values,), extra.flatten(2)[:, :, None], tuple(features.shape[2:]))
 

@@ -174,7 +174,7 @@ def read_image(r: Recognizer, image: np.ndarray, name: str = '') -> Recognition:
     found = read_seen(r.model, seen, r.beam, r.config.decoder.max_tokens, r.grammar)[0]
     best, stride = found[0], r.model.encoder.stride
     inputs = torch.tensor([[[SOS, *best.ids]]], device=r.device)
-    attention = r.model.decoder.read(r.model.decoder.start(*seen), inputs)[1][0, :, 0, :len(best.ids)].mean(0)  # [t n], over the heads
+    attention = r.model.decoder.read(r.model.decoder.start(*seen, whole=True), inputs)[1][0, :, 0, :len(best.ids)].mean(0)  # [t n], over the heads
     h, w = (-(-n//stride) for n in image.shape)
     cut = lambda x: x.float().unflatten(-1, features.shape[2:])[..., :h, :w].cpu().numpy()
     sure = probabilities(found, r.config.finetune.label_smoothing, len(r.vocabulary), calibration_of(r.card))

@@ -21,7 +21,7 @@ class Hypothesis:
     log_probability: float    # of these tokens in the direction that found them, end included (nats)
     finished: bool = True     # False: max_tokens came before an end
     reverse: bool = False     # found by the right-to-left reader
-    other: float | None = None  # log-probability by the other direction (nats); None: not asked
+    other: float | None = None  # log-probability by the other direction, or of the beginning that made it give up (nats); None: not asked
 
 # %% ../nbs/41_search.ipynb #329b41bd
 def _unwritable(starts: torch.Tensor, k: int):  # start token of each direction [D], size of the vocabulary -> bool [D 1 k]
@@ -114,12 +114,31 @@ def _beams(decoder, memory: Memory, beam: int, max_tokens: int, length_penalty: 
         state = state.select(keep, rows.flatten(1))
 
 # %% ../nbs/41_search.ipynb #d7797a02
+def _judge(decoder, state, inputs, targets, needs, piece: int = 16):  # [m r t] twice, [m r] -> [m r]
+    "Summed log-probabilities of the targets, read in pieces; a row that has fallen below what it `needs` is not read on."
+    total, piece = torch.zeros_like(needs), piece if needs.isfinite().any() else inputs.shape[2]
+    image, row = torch.meshgrid(*(torch.arange(n, device=needs.device) for n in needs.shape), indexing='ij')
+    while True:
+        now, inputs, later = inputs[..., :piece], inputs[..., piece:], targets[..., piece:]
+        logits, _, state = decoder.read(state, now)
+        logp, targets = logits.log_softmax(-1).gather(3, targets[..., :piece, None])[..., 0].masked_fill(targets[..., :piece] == PAD, 0.).sum(2), later
+        total[image, row] += logp
+        goes_on = (total[image, row] > needs[image, row] - 1e-3) & (targets != PAD).any(2)                   # rounding is no reason
+        if not goes_on.any(): return total
+        keep, rows = goes_on.any(1).nonzero()[:, 0], (~goes_on).to(torch.uint8).sort(dim=1, stable=True).indices[:, :int(goes_on.sum(1).max())]
+        rows = rows[keep]
+        image, row = (x[keep].gather(1, rows) for x in (image, row))
+        inputs, targets = (x[keep].gather(1, rows[..., None].expand(-1, -1, x.shape[2])) for x in (inputs, targets))
+        state = state.select(keep, rows)
+
+# %% ../nbs/41_search.ipynb #5e1f0a27
 @torch.no_grad()
 def score_readings(decoder, memory: Memory,
                    readings: list,            # per image a list of token lists, left-to-right
                    reverse: bool = False,     # True: score as the right-to-left reader
                    cells: int | None = None,  # most attention logits at a time; None: what stays in a CPU's cache, or 64 times that on a GPU
-                  ) -> list:                  # per image a list of log-probabilities, end included (nats)
+                   needs: list | None = None, # per image a list of log-probabilities; a reading that falls below its own is given up
+                  ) -> list:                  # per image a list of log-probabilities, end included (nats); of what was read of it, where a reading was given up
     "How likely one direction finds given readings (teacher forcing)."
     scores, device = [[] for _ in readings], memory.extra.device
     cells = cells or (2**21 if device.type == 'cpu' else 2**27)
@@ -138,8 +157,9 @@ def score_readings(decoder, memory: Memory,
         longest = int(lengths.max())
         tokens = torch.tensor([ids + [PAD]*(longest - len(ids)) for row in padded for ids in row], dtype=torch.long, device=device)
         inputs, targets = (x.chunk(2)[reverse].view(len(images), rows, -1) for x in both_directions(tokens, lengths))
-        logits = decoder.read(decoder.fresh(memory.select(torch.tensor(images, device=device))), inputs)[0]
-        logp = logits.log_softmax(-1).gather(3, targets[..., None])[..., 0].masked_fill(targets == PAD, 0.).sum(2)
+        asked = needs or {i: [-float('inf')]*len(readings[i]) for i in images}
+        lowest = torch.tensor([asked[i] + [float('inf')]*(rows - len(readings[i])) for i in images], device=device)
+        logp = _judge(decoder, decoder.fresh(memory.select(torch.tensor(images, device=device))), inputs, targets, lowest)
         for i, row in zip(images, logp.tolist()): scores[i] = row[:len(readings[i])]
     return scores
 
@@ -151,7 +171,7 @@ def beam_search(decoder, features, maps, is_pad,   # [b d h w], [b s h w] or Non
                 length_penalty: float = 1.0,       # score = log-probability / length**length_penalty: 0 favours short readings, 1 compares per token (CoMER: 1)
                 both_directions: bool = True,      # False: left-to-right only
                 grammar=None,                      # an Automaton of the vocabulary: only valid captions; None: anything
-                asks_all: bool = True,             # False: the other direction judges only readings that could still win; the others come last
+                asks_all: bool = True,             # False: the other direction judges only readings that could still win, and only while they could
                ) -> list:                          # [b] lists of Hypothesis, best first
     "Beam search; with both directions each scores what the other found, and the sum of log-probabilities decides (BTTR, section 3.5)."
     memory = decoder.memory(features, maps, is_pad)
@@ -165,18 +185,20 @@ def beam_search(decoder, features, maps, is_pad,   # [b d h w], [b s h w] or Non
                 if logp > -float('inf'): readings[tuple(ids[::-1] if d else ids)] = (logp, done)
     other = [[{}, {}] for _ in found]                                                 # image, judging direction: ids -> log-probability
     for most in () if not both_directions else (None,) if asks_all else (2, None):    # the two likeliest of each image first, then whatever could beat them
-        asked = [_open(_ranked(image, judged, length_penalty), most, asks_all) for image, judged in zip(found, other)]
+        asked = [_open(_ranked(image, judged, length_penalty), most, asks_all, length_penalty) for image, judged in zip(found, other)]
         for d in range(2):
-            for judged, (ids, scores) in zip(other, zip((a[d] for a in asked), score_readings(decoder, memory, [a[d] for a in asked], reverse=bool(d)))):
-                judged[d].update(zip(map(tuple, ids), scores))
+            ids, needs = zip(*(a[d] for a in asked))
+            for judged, some, scores in zip(other, ids, score_readings(decoder, memory, ids, bool(d), needs=needs)):
+                judged[d].update(zip(map(tuple, some), scores))
     return [_ranked(image, judged, length_penalty) for image, judged in zip(found, other)]
 
 # %% ../nbs/41_search.ipynb #b3202b1d
-def _open(ranked, most, asks_all) -> tuple:  # ids for either direction to judge
+def _open(ranked, most, asks_all, length_penalty) -> tuple:  # for either direction: ids, and what log-probability they need of it
     "Readings of one image that one direction has found (to their end) and the other has not judged: the `most` likeliest, or all (that could still win)."
-    best = max(((h.finished, h.score) for h in ranked if h.other is not None), default=(False, -float('inf')))
-    waiting = [h for h in ranked if h.other is None and (asks_all or (h.finished, h.score) > best)][:most]  # no judge can raise a score
-    return tuple([h.ids for h in waiting if h.reverse != bool(d)] for d in range(2))
+    best = max(((h.finished, h.score) for h in ranked if h.other is not None and not asks_all), default=(False, -float('inf')))
+    waiting = [h for h in ranked if h.other is None and (h.finished, h.score) > best][:most]  # no judge can raise a score
+    needs = lambda h: best[1]*max(1, len(h.ids) + h.finished)**length_penalty - h.log_probability if h.finished == best[0] else -float('inf')
+    return tuple(([h.ids for h in some], [needs(h) for h in some]) for some in ([h for h in waiting if h.reverse != bool(d)] for d in range(2)))
 
 def _ranked(found, judged, length_penalty) -> list:
     "Hypotheses of one image, best first, finished before unfinished, judged before unjudged; a reading found by both directions appears once."

@@ -117,7 +117,7 @@ def cross_maps(model: MaskMatch, features, maps, is_blank,  # as `model.encode` 
     "Where the decoder's last layer looks while it writes the truth from left to right: the mean over its tokens and the end."
     b = len(batch.tokens)
     inputs, targets = (x[:b] for x in both_directions(batch.tokens, batch.lengths))
-    attention = read(model.decoder, model.decoder.start(features, maps, is_blank), inputs[:, None])[1][:, :, 0]  # [b heads t n]
+    attention = read(model.decoder, model.decoder.start(features, maps, is_blank, whole=True), inputs[:, None])[1][:, :, 0]  # [b heads t n]
     is_token = (targets > 0)[:, None, :, None]
     return ((attention*is_token).sum(2)/is_token.sum(2)).unflatten(2, features.shape[-2:])
 
