@@ -7,7 +7,7 @@
 # make lock       requirements.lock anew from settings.ini
 PRESET ?= quick
 DATA ?=
-PYTEST_ARGS ?= -n 2 --dist loadfile
+PYTEST_ARGS ?= -n 2 --dist loadfile --durations=25
 VENV := .venv
 STAMP := $(VENV)/.installed
 PY := $(VENV)/bin/python

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['COMMANDS', 'OPTIONS', 'run_synth', 'run_data', 'check_run', 'run_stage', 'run_evaluate', 'run_recognize', 'reading',
-           'run_export', 'run_bench', 'run_reproduce', 'run_info', 'Parser', 'whole', 'parse_command', 'main']
+           'run_export', 'run_bench', 'run_reproduce', 'run_info', 'Parser', 'whole', 'share', 'parse_command', 'main']
 
 # %% ../nbs/61_cli.ipynb #152d0f07
 import argparse, contextlib, json, math, os, re, sys, tempfile, time, traceback
@@ -89,7 +89,8 @@ def run_evaluate(args):
     beam, captions, tell = args.beam or open_model(weights)[2].beam, read_captions(args.captions), Progress(1, 'expressions')
     def progress(done, n): tell.total = n; tell(done)
     with tempfile.TemporaryDirectory() as folder:
-        made = evaluate(packed_split(args.data, args.split, captions, folder), args.split, weights, beam, args.predictions, None, progress, args.valid_only)
+        packed = packed_split(args.data, args.split, captions, folder)
+        made = evaluate(packed, args.split, weights, beam, args.predictions, None, progress, args.valid_only, args.cells)
     if args.json: write_json(args.json, made)
     show(f"{args.split}: {made['n']} expressions, {made['n_rejected']} rejected (counted as wrong), beam {beam}, {made['seconds']} s, "
          f"weights {made['weights_sha256'][:12]}")
@@ -101,7 +102,7 @@ def run_recognize(args) -> int:
     from mask_match.prepare import new_folder, writable
     from mask_match.recognize import Recognition, Recognizer, overlay
     if args.overlay: writable(args.overlay, folder=True)
-    reader, tell, made, n_good = Recognizer.load(args.weights, args.beam, None, args.valid_only), Progress(len(args.files), 'files'), [], 0
+    reader, tell, made, n_good = Recognizer.load(args.weights, args.beam, None, args.valid_only, args.cells), Progress(len(args.files), 'files'), [], 0
     stems = [Path(f).stem for f in args.files]
     with contextlib.ExitStack() as stack:
         for i, (f, r) in enumerate(zip(args.files, reader.each(args.files))):
@@ -196,6 +197,10 @@ def whole(least: int):
         raise argparse.ArgumentTypeError(f"takes a whole number of at least {least}, got '{text}'")
     return number
 
+def share(text: str) -> float:  # a fraction, more than 0
+    if re.fullmatch(r'0?\.\d*[1-9]\d*|1(\.0*)?', text): return float(text)
+    raise argparse.ArgumentTypeError(f"takes a fraction, more than 0 and at most 1, got '{text}'")
+
 COMMANDS = dict(synth=(run_synth, 'write handwriting of our own as InkML'), data=(run_data, 'pack InkML for training and evaluation'),
                 pretrain=(run_stage, 'stage 1: contrast between two views of the same ink'), attend=(run_stage, 'stage 2: attention by progressive masking'),
                 finetune=(run_stage, 'stage 3: learn to write LaTeX'), evaluate=(run_evaluate, 'metrics of a model on a split'),
@@ -215,7 +220,8 @@ _OUT = ('--out', dict(required=True, metavar='DIR', help='folder to write'))
 _CAPTIONS = ('--captions', dict(metavar='FILE', help='lines of name, tab, LaTeX that replace the truths in the ink'))
 _WEIGHTS = ('--weights', dict(metavar='W', help='weights file, finetune run or ONNX folder (default: the weights that come with the package)'))
 _MODEL = [('--unbound', dict(action='store_const', const=False, dest='valid_only', help='let the search write anything, not only valid LaTeX')), _WEIGHTS,
-          ('--beam', dict(type=whole(1), metavar='K', help="hypotheses kept (default: the weights' own setting; 1 is greedy)"))]
+          ('--beam', dict(type=whole(1), metavar='K', help="hypotheses kept (default: the weights' own setting; 1 is greedy)")),
+          ('--cells', dict(type=share, default=1., metavar='SHARE', help='share of the inked cells to look at, those with most in them (default: 1)'))]
 OPTIONS = dict(
     synth=[('--n', dict(type=whole(1), required=True, metavar='N', help='number of expressions')), _OUT,
            ('--seed', dict(type=whole(0), default=1, metavar='S', help='equal seeds, equal ink')), ('--grammar', dict(default='full', help='full or small')),

@@ -26,14 +26,14 @@ from .trees import symlg_score
 
 # %% ../nbs/51_evaluate.ipynb #b5a615a9
 def predict(model: MaskMatch, vocabulary: Vocabulary, config: Config, packed: Packed, beam: int, say: Callable = lambda done, n: None,
-            calibration: Calibration | None = None) -> list[dict]:  # None: the model's own opinion of itself
+            calibration: Calibration | None = None, cells: float = 1., kept_by: str = 'energy') -> list[dict]:  # None: the model's own opinion of itself
     """Read a whole split: records `{name, truth, prediction, score, finished, confidence, evidence, disagreement, rival}` in the split's order,
     then the rejected inks (prediction None, reason). `rival`: a reading that came second or later is right."""
     epoch, read, device = Epoch(packed, vocabulary, config, config.finetune.fit, is_training=False), {}, model.device
     grammar = Automaton.of(vocabulary) if config.valid_only else None
     for number in range(len(epoch)):
         batch = epoch[number]
-        read |= dict(zip(batch.names, read_batch(model, batch.to(device), beam, config.decoder.max_tokens, grammar)))
+        read |= dict(zip(batch.names, read_batch(model, batch.to(device), beam, config.decoder.max_tokens, grammar, cells, kept_by)))
         say(len(read), len(packed))
     made = [_record(n, packed.caption(i), read[n], vocabulary, config.finetune.label_smoothing, calibration) for i, n in enumerate(packed.names)]
     return made + rejected_records(packed)
@@ -73,12 +73,12 @@ def fit_calibration(records: list) -> Calibration:
     return Calibration.fit([r['evidence'] for r in read], [r['prediction'] == r['truth'] for r in read], [r['rival'] for r in read])
 
 def evaluate(data, split: str, weights, beam: int = 5, predictions=None, captions: dict | None = None, say: Callable = lambda done, n: None,
-             valid_only: bool | None = None) -> dict:  # None: as the model's config says
+             valid_only: bool | None = None, cells: float = 1.) -> dict:  # None: as the model's config says; cells: as in `read_batch`
     "Metrics of a model on a split (rates are fractions, each with n and a 95 % interval); writes the predictions file where a path is given."
     start = time.perf_counter()
     model, vocabulary, config, card = open_model(weights)
     config, packed = replace(config, valid_only=config.valid_only if valid_only is None else valid_only), open_split(data, split, captions)
-    records = predict(model, vocabulary, config, packed, beam, say, calibration_of(card))
+    records = predict(model, vocabulary, config, packed, beam, say, calibration_of(card), cells)
     with tempfile.TemporaryDirectory() as folder:
         path = predictions or Path(folder)/'predictions.jsonl'
         write_predictions(path, records)
@@ -86,7 +86,7 @@ def evaluate(data, split: str, weights, beam: int = 5, predictions=None, caption
     made, trees, sure = score(lines, split), symlg_score(lines), confidences(lines)
     made |= dict(calibration_error=calibration_error(*sure),
                  exprate_symlg=trees['exprate_symlg'], ci95=dict(made['ci95'], exprate_symlg=trees['ci95']['exprate_symlg']))
-    return dict(made, valid_only=config.valid_only, beam=beam, weights_sha256=model_hash(weights), seconds=round(time.perf_counter() - start, 2))
+    return dict(made, valid_only=config.valid_only, beam=beam, cells=cells, weights_sha256=model_hash(weights), seconds=round(time.perf_counter() - start, 2))
 
 # %% ../nbs/51_evaluate.ipynb #509b4143
 def card_of(run: Run, data: str, licence: str, notes: str = '') -> dict:

@@ -134,17 +134,17 @@ def find_weights(weights=None) -> Path:
 class Recognizer:
     "Reads pictures, photos and ink; a list gives a list in the same order."
     def __init__(self, model: MaskMatch, vocabulary: Vocabulary, config: Config, card: dict | None = None, beam: int | None = None, device: str | None = None,
-                 valid_only: bool | None = None):  # None: as the config says
+                 valid_only: bool | None = None, cells: float = 1.):  # None: as the config says; share of the inked cells to look at (page 42_finetune)
         self.device = device or ('cuda' if torch.cuda.is_available() else 'cpu')
         self.model, self.vocabulary, self.config, self.card = model.eval().to(self.device), vocabulary, config, card or {}
-        self.beam = config.beam if beam is None else beam
+        self.beam, self.cells = config.beam if beam is None else beam, cells
         is_bound = config.valid_only if valid_only is None else valid_only
         self.grammar = Automaton.of(vocabulary).to(self.device) if is_bound else None
 
     @classmethod
-    def load(cls, weights=None, beam: int | None = None, device: str | None = None, valid_only: bool | None = None):
+    def load(cls, weights=None, beam: int | None = None, device: str | None = None, valid_only: bool | None = None, cells: float = 1.):
         "A recognizer with the shipped weights, or with those in a file, run folder or ONNX folder; `beam` 1 is greedy; raises `RunError`."
-        return cls(*open_model(find_weights(weights)), beam, device, valid_only)
+        return cls(*open_model(find_weights(weights)), beam, device, valid_only, cells)
 
     def __call__(self, source):
         "Read a path (png, jpg, bmp, inkml), Pillow image, array or `Ink`, or a list of these; raises `ImageError` or `InkError`."
@@ -171,7 +171,7 @@ def read_image(r: Recognizer, image: np.ndarray, name: str = '') -> Recognition:
     "Read one ink image (uint8 [H W], 255 = ink)."
     pixels, sizes = stack_images([image])
     seen = features, maps, _ = r.model.encode(pixels.to(r.device), sizes.to(r.device))
-    found = read_seen(r.model, seen, r.beam, r.config.decoder.max_tokens, r.grammar)[0]
+    found = read_seen(r.model, seen, r.beam, r.config.decoder.max_tokens, r.grammar, r.cells)[0]
     best, stride = found[0], r.model.encoder.stride
     inputs = torch.tensor([[[SOS, *best.ids]]], device=r.device)
     attention = r.model.decoder.read(r.model.decoder.start(*seen, whole=True), inputs)[1][0, :, 0, :len(best.ids)].mean(0)  # [t n], over the heads
