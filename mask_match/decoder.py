@@ -249,7 +249,7 @@ class Decoder(nn.Module):
     def forward(self, features, maps, is_pad, tokens):  # [b d h w], [b s h w] or None, [b h w], [b t] or [r*b t] (all images r times)
         "Teacher forcing: logits [r*b t k] of the token after each input token."
         b, t = len(features), tokens.shape[1]
-        logits = read(self, self.start(features, maps, is_pad), tokens.view(-1, b, t).transpose(0, 1))[0]   # [b r t k]
+        logits = read(self, self.start(features, maps, is_pad, whole=self.training), tokens.view(-1, b, t).transpose(0, 1))[0]   # [b r t k]
         return logits.transpose(0, 1).reshape(len(tokens), t, -1)
 
 # %% ../nbs/40_decoder.ipynb #3986ba75
