@@ -116,6 +116,7 @@ def strongest(seen: tuple,           # what `model.encode` gives
     "Only the cells that are worth most; what the maps say of these (`lift`) does not change."
     features, maps, is_blank = seen
     if not 0 < share <= 1: raise ValueError(f'the share of cells to look at is more than 0 and at most 1; got {share}')
+    if kept_by not in WORTH: raise ValueError(f"nothing called '{kept_by}' says what a cell is worth; there are: {', '.join(WORTH)}")
     if share == 1: return seen
     inked = (~is_blank).sum((1, 2))                                                                 # [b]
     stays = (inked*share).ceil().clamp(max=inked)
