@@ -11,6 +11,7 @@ __all__ = ['BASELINES', 'MASKING', 'LEVERS', 'SHARES', 'LABELS', 'STUDIES', 'PAR
 import argparse, hashlib, json, math, sys, time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from pathlib import Path
 import numpy as np
 from torch.utils.flop_counter import FlopCounterMode
@@ -103,10 +104,16 @@ def stage_ink(arm: Arm, stage: str, seed: int, data, folder, before, where) -> P
     return with_readings(before, train, labelled(train, arm.labels, seed), arm.trust, Path(folder)/f'{where.name}.safetensors')
 
 # %% ../nbs/59_grid.ipynb #d7b8dcd6
-def operations_a_step(config: Config, data, stage: str, trial: int = 6) -> float:  # floating-point operations
-    "What a step of a stage costs on average: forward and backward pass, counted over a short run."
+@cache
+def _operations(config: Config, data: str, ink: str, stage: str, trial: int) -> float:
     with FlopCounterMode(display=False) as counter: try_stage(config, data, stage, trial)
     return counter.get_total_flops()/trial
+
+def operations_a_step(config: Config, data, stage: str, trial: int = 6) -> float:  # floating-point operations
+    "What a step of a stage costs on average: forward and backward pass, counted over a short run. The seed and the number of steps count for nothing here."
+    part = getattr(config, stage)
+    config = replace(config, seed=1, **{stage: replace(part, fit=replace(part.fit, steps=trial))})
+    return _operations(config, str(data), load_packed(data, 'train').hash(), stage, trial)
 
 def settled(config: Config, arm: Arm, seed: int, data) -> Config:
     "The config of an arm: settings, seed, and the steps that `longer` is worth."

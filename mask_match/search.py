@@ -81,6 +81,10 @@ def _last_look(logp, ends, tokens, total, length, finished):
     return [tokens, torch.where(ends_here, total + best, total), length + ends_here, finished | ends_here]
 
 # %% ../nbs/41_search.ipynb #1bc64640
+def _live_first(live):  # [b m] -> [b w]: indices, w the most that any row has
+    "Where the live ones are, in order; rows with fewer of them are filled up with others."
+    return (~live).to(torch.uint8).sort(dim=1, stable=True).indices[:, :int(live.sum(1).max())]
+
 @torch.no_grad()
 def _beams(decoder, memory: Memory, beam: int, max_tokens: int, length_penalty: float,
            starts: torch.Tensor, grammar=None):  # start token of each direction [D], Automaton
@@ -92,26 +96,29 @@ def _beams(decoder, memory: Memory, beam: int, max_tokens: int, length_penalty: 
     length, finished = torch.zeros_like(total, dtype=torch.long), torch.zeros_like(total, dtype=torch.bool)
     now, results = [tokens, total, length, finished], [x.clone() for x in (tokens, total, length, finished)]
     state, images, last = decoder.fresh(memory), torch.arange(b, device=starts.device), starts.view(1, D, 1).expand(b, D, beam)
-    never = _unwritable(starts, decoder.n_words)
+    never, first = _unwritable(starts, decoder.n_words), beam*torch.arange(D, device=starts.device).view(1, D, 1)
     if grammar: grammar, place = _at_start(grammar, last, max_tokens)
+    beams = _live_first(~total.isinf().flatten(1))                            # the decoder reads the live beams only [b w]
     for time in range(max_tokens + 1):
-        logits, state = decoder.step(state, last.flatten(1))
+        logits, state = decoder.step(state, last.flatten(1).gather(1, beams))
+        logp = logits.new_zeros(len(beams), D*beam, logits.shape[2]).scatter_(1, beams[..., None].expand_as(logits), logits.log_softmax(-1))
         not_now = never | is_forbidden(grammar, place, max_tokens - time) if grammar else never
-        logp = logits.view(*last.shape, -1).log_softmax(-1).masked_fill_(not_now, -torch.inf)
+        logp = logp.unflatten(1, (D, beam)).masked_fill_(not_now, -torch.inf)
         if time == max_tokens: now = _last_look(logp, ends, *now)
         else: parent, last, *now = _branch(logp, ends, time, length_penalty, *now)
-        goes_on = ~(now[3] | now[1].isinf()).flatten(1).all(1)
-        keep = None
+        live = ~(now[3] | now[1].isinf()).flatten(1)
+        goes_on, keep = live.any(1), None
         if time == max_tokens or goes_on.float().mean() < 0.75:               # images that are done leave the batch
             for result, x in zip(results, now): result[images] = x
             if time == max_tokens or not goes_on.any(): return results
             keep = goes_on.nonzero()[:, 0]
-            parent, last, images, now = parent[keep], last[keep], images[keep], [x[keep] for x in now]
+            parent, last, images, live, beams, now = parent[keep], last[keep], images[keep], live[keep], beams[keep], [x[keep] for x in now]
         if grammar:
             place = (place if keep is None else place[keep]).gather(2, parent[..., None].expand(*parent.shape, 3))
             place = follow(grammar, place, last)
-        rows = parent + beam*torch.arange(D, device=starts.device).view(1, D, 1)
-        state = state.select(keep, rows.flatten(1))
+        row = torch.zeros_like(live, dtype=torch.long).scatter_(1, beams, torch.arange(beams.shape[1], device=beams.device).expand_as(beams))
+        beams = _live_first(live)
+        state = state.select(keep, row.gather(1, (parent + first).flatten(1).gather(1, beams)))
 
 # %% ../nbs/41_search.ipynb #d7797a02
 def _judge(decoder, state, inputs, targets, needs, piece: int = 16):  # [m r t] twice, [m r] -> [m r]
