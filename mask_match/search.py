@@ -80,11 +80,11 @@ def _last_look(logp, ends, tokens, total, length, finished):
     ends_here = (token == ends) & ~finished
     return [tokens, torch.where(ends_here, total + best, total), length + ends_here, finished | ends_here]
 
-# %% ../nbs/41_search.ipynb #1bc64640
 def _live_first(live):  # [b m] -> [b w]: indices, w the most that any row has
     "Where the live ones are, in order; rows with fewer of them are filled up with others."
     return (~live).to(torch.uint8).sort(dim=1, stable=True).indices[:, :int(live.sum(1).max())]
 
+# %% ../nbs/41_search.ipynb #1bc64640
 @torch.no_grad()
 def _beams(decoder, memory: Memory, beam: int, max_tokens: int, length_penalty: float,
            starts: torch.Tensor, grammar=None):  # start token of each direction [D], Automaton
