@@ -132,8 +132,8 @@ def _judge(decoder, state, inputs, targets, needs, piece: int = 16):  # [m r t] 
         total[image, row] += logp
         goes_on = (total[image, row] > needs[image, row] - 1e-3) & (targets != PAD).any(2)                   # rounding is no reason
         if not goes_on.any(): return total
-        keep, rows = goes_on.any(1).nonzero()[:, 0], (~goes_on).to(torch.uint8).sort(dim=1, stable=True).indices[:, :int(goes_on.sum(1).max())]
-        rows = rows[keep]
+        keep = goes_on.any(1).nonzero()[:, 0]
+        rows = _live_first(goes_on)[keep]
         image, row = (x[keep].gather(1, rows) for x in (image, row))
         inputs, targets = (x[keep].gather(1, rows[..., None].expand(-1, -1, x.shape[2])) for x in (inputs, targets))
         state = state.select(keep, rows)
