@@ -1,5 +1,6 @@
 "A run that is killed goes on to the very same weights; two processes train as one with the double batch."
 import json, os, signal, subprocess, sys, textwrap, time
+from functools import cache
 from pathlib import Path
 import pytest, torch
 from mask_match.runs import load_tensors
@@ -39,28 +40,36 @@ def same(a, b):
 
 def curve(run): return [(r['step'], r['loss']) for r in map(json.loads, (run/'log.jsonl').read_text().splitlines()) if 'loss' in r]
 
+@pytest.fixture(scope='module')
+def whole(tmp_path_factory):
+    "The run of a stage that nobody disturbed, trained once."
+    folder = tmp_path_factory.mktemp('whole')
+    @cache
+    def train(stage):
+        finish(command(stage, folder/stage))
+        return folder/stage
+    return train
+
 @pytest.mark.slow
 @pytest.mark.parametrize('stage', ['finetune', 'pretrain', 'attend'])
-def test_a_killed_run_ends_with_the_same_weights(stage, tmp_path):
-    finish(command(stage, tmp_path/'whole'))
+def test_a_killed_run_ends_with_the_same_weights(stage, whole, tmp_path):
     died = kill_after(command(stage, tmp_path/'cut'), tmp_path/'cut', 5)
     finish(command(stage, tmp_path/'cut'))
     assert 5 <= died < 12 + (stage == 'finetune'), 'killed on the way, not at the end'  # finetune logs one evaluation
-    assert same(tmp_path/'whole'/'weights.safetensors', tmp_path/'cut'/'weights.safetensors')
-    assert same(tmp_path/'whole', tmp_path/'cut'), 'optimiser, averages and random state too'
-    if stage == 'finetune': assert same(tmp_path/'whole'/'model.safetensors', tmp_path/'cut'/'model.safetensors')
-    assert curve(tmp_path/'whole') == curve(tmp_path/'cut') and len(curve(tmp_path/'cut')) == 12
+    assert same(whole(stage)/'weights.safetensors', tmp_path/'cut'/'weights.safetensors')
+    assert same(whole(stage), tmp_path/'cut'), 'optimiser, averages and random state too'
+    if stage == 'finetune': assert same(whole(stage)/'model.safetensors', tmp_path/'cut'/'model.safetensors')
+    assert curve(whole(stage)) == curve(tmp_path/'cut') and len(curve(tmp_path/'cut')) == 12
 
 @pytest.mark.slow
-def test_killed_twice_and_the_comparison_can_fail(tmp_path):
-    finish(command('finetune', tmp_path/'whole'))
+def test_killed_twice_and_the_comparison_can_fail(whole, tmp_path):
     kill_after(command('finetune', tmp_path/'cut'), tmp_path/'cut', 2)  # before the first checkpoint
     kill_after(command('finetune', tmp_path/'cut'), tmp_path/'cut', 8)
     finish(command('finetune', tmp_path/'cut'))
-    assert same(tmp_path/'whole'/'model.safetensors', tmp_path/'cut'/'model.safetensors')
-    assert curve(tmp_path/'whole') == curve(tmp_path/'cut'), 'no record twice'
+    assert same(whole('finetune')/'model.safetensors', tmp_path/'cut'/'model.safetensors')
+    assert curve(whole('finetune')) == curve(tmp_path/'cut'), 'no record twice'
     finish(command('finetune', tmp_path/'other', 'seed=2'))
-    assert not same(tmp_path/'whole'/'model.safetensors', tmp_path/'other'/'model.safetensors')
+    assert not same(whole('finetune')/'model.safetensors', tmp_path/'other'/'model.safetensors')
 
 @pytest.mark.slow
 def test_two_processes_killed_together_go_on_to_the_same_weights(tmp_path):
@@ -70,10 +79,10 @@ def test_two_processes_killed_together_go_on_to_the_same_weights(tmp_path):
     finish(command('finetune', tmp_path/'cut', 'devices=2'))
     assert same(tmp_path/'whole', tmp_path/'cut')
 
-def test_a_checkpoint_says_what_it_belongs_to(tmp_path):
-    finish(command('finetune', tmp_path/'run'))
-    tensors, meta = load_checkpoint(tmp_path/'run')
-    assert meta['config'] == json.loads((tmp_path/'run'/'config.json').read_text()) and meta['step'] == 12
+def test_a_checkpoint_says_what_it_belongs_to(whole):
+    run = whole('finetune')
+    tensors, meta = load_checkpoint(run)
+    assert meta['config'] == json.loads((run/'config.json').read_text()) and meta['step'] == 12
     assert len(meta['words']) == len(tensors['model.decoder.embed.weight|24']) and tensors['rng.cpu'].ndim == 2
 
 # --- two processes ---
