@@ -123,8 +123,13 @@ def samples_of(view: View) -> dict:  # place ('symbol centres', 'ink cells') -> 
                         features={name: f.flatten(1).T[cells] for name, f in view.features.items()}) for place, (cells, which) in where.items()}
 
 # %% ../nbs/57_discover.ipynb #36f64ccf
+def _contents(table, classes, most: int = 3):
+    "Of every cluster, the largest first: how many it holds, and of which classes most."
+    return [dict(n=int(table[i].sum()), classes={str(classes[k]): int(table[i, k]) for k in np.argsort(-table[i], kind='stable')[:most] if table[i, k]})
+            for i in np.argsort(-table.sum(1), kind='stable')]
+
 def discover(samples: list, encoder: str, place: str = 'symbol centres', seed: int = 0, draws: int = 1000) -> dict:
-    "One row: `nmi`, `purity` and `probe` (dict(value, ci95, chance)) of an encoder's features, with n, expressions and classes."
+    "One row: `nmi`, `purity` and `probe` (dict(value, ci95, chance)) of an encoder's features, what the `clusters` hold, with n, expressions and classes."
     parts = [s[place] for s in samples if s[place]['symbol']]
     classes, y = np.unique(np.concatenate([p['symbol'] for p in parts]), return_inverse=True)
     expression = np.repeat(np.arange(len(parts)), [len(p['symbol']) for p in parts])
@@ -135,7 +140,7 @@ def discover(samples: list, encoder: str, place: str = 'symbol centres', seed: i
     weights = fit_probe(x[is_first], torch.from_numpy(y[is_first]), len(classes))
     said, rest = read_probe(weights, x[~is_first]).numpy(), y[~is_first]
     value, error = nmi(table), 1.96*jackknife(nmi, cluster, y, expression)
-    return dict(encoder=encoder, place=place, n=len(y), expressions=len(parts), classes=len(classes),
+    return dict(encoder=encoder, place=place, n=len(y), expressions=len(parts), classes=len(classes), clusters=_contents(table, classes),
                 nmi=dict(value=value, ci95=[value - error, value + error], chance=by_chance(nmi, cluster, y)),
                 purity=dict(rate(table.argmax(1)[cluster] == y, expression, draws, seed), chance=by_chance(purity, cluster, y)),
                 probe=dict(rate(said == rest, expression[~is_first], draws, seed), chance=float((rest == np.bincount(y[is_first]).argmax()).mean())))

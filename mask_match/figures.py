@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PUBLISHED', 'save_figure', 'save_table', 'plot_stage', 'plot_learning', 'plot_dynamics', 'plot_curriculum',
-           'plot_stage_maps', 'plot_roles', 'role_rows', 'result_row', 'report_rows', 'plot_rates']
+           'plot_stage_maps', 'plot_roles', 'role_rows', 'plot_clusters', 'result_row', 'report_rows', 'plot_rates']
 
 # %% ../nbs/52_figures.ipynb #256eb0d0
 from pathlib import Path
@@ -124,6 +124,25 @@ def role_rows(rows: list, series: list, measures: tuple = ('mass', 'pointing', '
     roles = list(dict.fromkeys(r['role'] for r in rows if r[measures[0]]['n']))
     return [{'measure': f'{measure} %', 'role': role, 'n': found[*series[0], role][measure]['n'],
              **{f'{looker}, {kind}': told(found[looker, kind, role][measure]) for looker, kind in series}} for measure in measures for role in roles]
+
+# %% ../nbs/52_figures.ipynb #9c325f2d
+def plot_clusters(found: dict, most: int = 24):  # figure
+    "One panel a name, one bar a cluster, the largest first: `found` name -> clusters as `discover` tells them; the grey rest is of other classes."
+    fig, axes = plt.subplots(1, len(found), figsize=(3.6*len(found), 0.8 + 0.24*most), squeeze=False, layout='constrained')
+    for ax, (name, clusters) in zip(axes[0], found.items()):
+        for y, c in enumerate(clusters[:most]):
+            left = 0.
+            ax.barh(y, 100, color='#eeeeee', height=0.85)
+            for colour, (token, count) in zip((PALETTE[0], PALETTE[2], PALETTE[1]), c['classes'].items()):
+                width = 100*count/c['n']
+                ax.barh(y, width, left=left, color=colour, height=0.85, alpha=0.55)
+                if width > 1.4*len(token) + 4: ax.text(left + width/2, y, token.replace('$', r'\$'), ha='center', va='center', fontsize=7)
+                left += width
+        shown = clusters[:most]
+        ax.set(title=name, xlabel='share of the cluster, %', xlim=(0, 100), ylim=(most - 0.4, -0.6), yticks=range(len(shown)))
+        ax.set_yticklabels([c['n'] for c in shown], fontsize=7); ax.title.set_fontsize(9)
+    axes[0, 0].set_ylabel('symbols in the cluster')
+    return fig
 
 # %% ../nbs/52_figures.ipynb #e2569c2e
 PUBLISHED = [('DenseWAP', 51.5, 're-run by the SSAN authors'), ('BTTR', 54.0, 'arXiv 2105.02412'), ('CoMER', 58.4, 'README, 5 seeds'),
