@@ -93,6 +93,11 @@ def test_experiments_are_calls(name):
     known = set(signature(EXPERIMENTS[name]))  # one tagged cell, literals only
     assert {'preset', 'seed', 'data_dir', 'runs_dir', 'figures_dir', 'overrides'} <= known
 
+@pytest.mark.parametrize('name', EXPERIMENTS)
+def test_every_picture_and_table_has_a_sidecar_of_its_own(name):
+    names = re.findall(r"figures,\s*(f'[^']+')", '\n'.join(code(EXPERIMENTS[name])))
+    assert names and len(names) == len(set(names)), f'written twice, the second over the sidecar of the first: {Counter(names).most_common(1)}'
+
 # --- every page runs ---
 
 def is_skipped(cell) -> bool:
