@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['PUBLISHED', 'save_figure', 'save_table', 'plot_stage', 'plot_learning', 'plot_dynamics', 'plot_curriculum',
-           'plot_stage_maps', 'plot_roles', 'role_rows', 'plot_clusters', 'result_row', 'report_rows', 'plot_rates']
+           'plot_stage_maps', 'plot_roles', 'role_rows', 'plot_clusters', 'result_row', 'report_rows', 'plot_rates',
+           'plot_label_curve']
 
 # %% ../nbs/52_figures.ipynb #256eb0d0
 from pathlib import Path
@@ -77,14 +78,15 @@ def plot_curriculum(records: list):  # figure
     return fig
 
 # %% ../nbs/52_figures.ipynb #f0fd93ef
-def plot_stage_maps(images: list, maps: dict):  # figure
-    "One row an image (uint8 [H W]), one column a stage: `maps` name -> list of [s h w]."
+def plot_stage_maps(images: list, maps: dict, over: dict | None = None):  # figure
+    "One row an image (uint8 [H W]), one column a stage: `maps` name -> list of [s h w]; `over`: name -> other images to draw them over."
     fig, axes = plt.subplots(len(images), 1 + len(maps), figsize=(3*(1 + len(maps)), 1.15*len(images)), squeeze=False, layout='constrained')
     for row, image in enumerate(images):
         show_images([image], axes=[axes[row, 0]])
         for column, (name, stage) in enumerate(maps.items(), 1):
-            axes[row, column].imshow(255 - _coloured(stage[row], image.shape), aspect='equal')
-            axes[row, column].imshow(np.dstack([np.zeros((*image.shape, 3)), image/255*0.8])); axes[row, column].axis('off')
+            seen = (over or {}).get(name, images)[row]
+            axes[row, column].imshow(255 - _coloured(stage[row], seen.shape), aspect='equal')
+            axes[row, column].imshow(np.dstack([np.zeros((*seen.shape, 3)), seen/255*0.8])); axes[row, column].axis('off')
             if not row: axes[row, column].set_title(name, fontsize=9)
     axes[0, 0].set_title('ink', fontsize=9)
     return fig
@@ -176,4 +178,20 @@ def plot_rates(rates: list, xlabel: str, ax=None):  # axes
         ax.plot(100*r['rate'], y, 'o', color=PALETTE[0], ms=5)
     ax.set(xlabel=xlabel, yticks=range(len(rates)), ylim=(len(rates) - 0.4, -0.6))
     ax.set_yticklabels([f"{r['group']}  (n {r['n']})".replace('$', r'\$') for r in rates], fontsize=8)
+    return ax
+
+# %% ../nbs/52_figures.ipynb #3c261e12
+def plot_label_curve(rows: list, shares: dict, key: str, ax):  # axes
+    "Rates (`key`, with 95 % intervals) of the rows of `grid.study` over the share of labels of their arms (name -> fraction), one line a method."
+    methods = {}
+    for r in rows: methods.setdefault(r['arm'].rsplit(', ', 1)[0], []).append(r)
+    for k, (method, arms) in enumerate(methods.items()):
+        there = sorted((100*shares[r['arm']], r[key], len(r['seeds'])) for r in arms if key in r)
+        if not there: continue
+        x, y = [share*1.04**k for share, _, _ in there], [100*told['value'] for _, told, _ in there]                     # side by side, to be told apart
+        ends, seeds = 100*np.array([told['ci95'] for _, told, _ in there]).T, '/'.join(str(n) for *_, n in there)
+        ax.errorbar(x, y, yerr=np.abs(ends - y), fmt=MARKERS[k] + '-', color=PALETTE[k], ms=4, lw=1, capsize=2, label=f'{method} (seeds: {seeds})')
+    ax.set(xscale='log', xlabel='share of the labelled ink, %')
+    ax.set_xticks(ticks := [100*s for s in sorted(set(shares.values()))], [f'{tick:g}' for tick in ticks])
+    ax.minorticks_off(); ax.set_xlim(0.8*ticks[0], 1.3*ticks[-1])
     return ax

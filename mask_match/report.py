@@ -6,9 +6,8 @@
 __all__ = ['sidecars', 'stale', 'predictions_at_hand', 'findings', 'choices', 'results', 'report', 'write_report']
 
 # %% ../nbs/52_report.ipynb #af3e67f3
-import dataclasses, inspect, json, re
+import importlib.resources, json, re
 from pathlib import Path
-from . import config as settings
 from .config import ConfigError, config_hash, configure
 from .evaluate import card_lines
 from .figures import PUBLISHED
@@ -64,15 +63,15 @@ def findings(record: dict) -> list[str]:
     return made
 
 def choices() -> list[dict]:  # setting, its default, why
-    "Every setting that the paper leaves open and we have chosen, from the comments in `00_config` that say so."
-    made, pattern = [], re.compile(r'^    (.+?)\s+#\s*(.*)$')
-    for name, kind in vars(settings).items():
-        if not dataclasses.is_dataclass(kind) or name == 'Config': continue
-        for line in inspect.getsource(kind).splitlines():
-            found = pattern.match(line)
-            if not found or 'ours' not in found[2]: continue
-            made += [dict(setting=f'{name[:-6].lower()}.{setting}', default=value.strip(), why=found[2])
-                     for setting, value in re.findall(r'(\w+): \w+ = ([^;]+)', found[1])]
+    "Every setting and constant that the paper leaves open and we have chosen, from the comments beside it that call it ours."
+    made = []
+    for path in sorted(Path(str(importlib.resources.files('mask_match'))).glob('*.py')):
+        group = path.stem
+        for line in path.read_text(encoding='utf-8').splitlines():
+            if found := re.match(r'class (\w+)Config\b', line): group = found[1].lower()   # the settings of a stage
+            if not (found := re.match(r'\s*(\w.*?)\s+#\s*(.*\bours\b.*)$', line)): continue
+            made += [dict(setting=f'{group}.{setting}', default=value.strip(' ,'), why=found[2])
+                     for setting, value in re.findall(r'(\w+)(?:: \w+)? = ([^;]+)', found[1])]
     return made
 
 # %% ../nbs/52_report.ipynb #25600e7e

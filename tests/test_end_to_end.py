@@ -57,14 +57,14 @@ def test_what_is_compared_can_differ():
 @pytest.mark.slow
 @pytest.mark.parametrize('name, figure', [('x3_restart', 'restart'), ('x4_calibration', 'calibration'), ('x5_reading_size', 'reading_size'), ('x6_photos', 'photos'),
     ('x7_mix', 'mix'), ('x8_onnx', 'onnx'), ('x9_judges', 'judges'), ('x10_scale', 'scale'), ('x11_rare', 'rare'), ('x12_cells', 'cells'),
-    ('e7_attention_localisation', 'localisation'), ('e10_prior', 'prior'), ('e11_atlas', 'atlas'), ('e5_grid', 'baselines'), ('e6_health', 'health'), ('e8_occlusion', 'occlusion')])
+    ('e7_attention_localisation', 'localisation'), ('e10_prior', 'prior'), ('e11_atlas', 'atlas'), ('e5_grid', 'baselines'), ('e5_grid', 'labels'), ('e6_health', 'health'), ('e8_occlusion', 'occlusion')])
 def test_experiments_beside_the_chain(made, name, figure, tmp_path):
     "They begin where a finished chain has ended."
     import papermill
     from mask_match.reproduce import patiently, same_library
     notebook = ROOT/'nbs'/'experiments'/f'{name}.ipynb'
     given = dict(preset='smoke', overrides=['threads=1'], runs_dir=str(made[0]/'runs'), figures_dir=str(tmp_path))
-    if name == 'e5_grid': given |= dict(seeds=[1], only=3)
+    if name == 'e5_grid': given |= dict(seeds=[1], study=figure, only=dict(baselines=3, labels=6)[figure])
     if name == 'e6_health': given |= dict(seeds=[1], every=2)   # beside the arms of e5
     if name == 'x6_photos': given |= dict(n=4, kinds=['jpeg', 'pen 3'])
     with same_library():
