@@ -12,6 +12,7 @@ import numpy as np
 from pathlib import Path
 from PIL import Image, ImageFilter, ImageOps
 from .config import RenderConfig
+from .pen import deblurred, even_pen, softness
 from .render import ink_unit
 
 # %% ../nbs/18_photo.ipynb #84b240ef
@@ -135,7 +136,8 @@ def find_ink(contrast, name='the input'):  # is_ink bool [H W], unit and pen in 
     "Ink pixels without specks, their `ink_unit` and the width of the pen; raises `ImageError` where there is no ink."
     noise = 1.4826*np.median(np.abs(contrast))              # standard deviation on paper, where paper is most of the picture
     if contrast.max() < 0.08: raise ImageError(f'{name} has no ink: it is blank or has too little contrast; use a darker pen or more light')
-    threshold = max(0.8*otsu(contrast), 0.06, 4*noise)
+    is_clean = noise < 0.004                                # drawn, not photographed: even a pale dot one pixel wide is ink
+    threshold = max((0.4 if is_clean else 0.8)*otsu(contrast), 0.06, 4*noise)
     is_ink = contrast > threshold
     if not 0 < is_ink.mean() < 0.5: raise ImageError(f'{name} has no ink that stands out from the paper; crop it to the expression and use even light')
     label, (row, start, end) = components(is_ink)
@@ -152,7 +154,8 @@ def find_ink(contrast, name='the input'):  # is_ink bool [H W], unit and pen in 
     strongest = np.maximum.reduceat(contrast.ravel(), np.stack([row*is_ink.shape[1] + start, row*is_ink.shape[1] + end - 1], 1).ravel())[::2]
     peak = np.zeros(n)
     np.maximum.at(peak, label, strongest)
-    keep = (area >= 0.4*pen**2) & (area >= 3) & (peak >= 0.5*np.quantile(contrast[is_ink], 0.75))   # neither specks nor faint stains
+    least, palest = (0, 0.2) if is_clean else (max(0.4*pen**2, 3), 0.5)
+    keep = (area >= least) & (peak >= palest*np.quantile(contrast[is_ink], 0.75))   # neither specks nor faint stains
     if not keep.any(): raise ImageError(f'{name} has no ink, only specks; crop it to the expression and use a darker pen or more light')
     clean = np.zeros(is_ink.shape[0]*is_ink.shape[1] + 1, np.int8)
     runs = keep[label]
@@ -205,7 +208,7 @@ def strokes_only(contrast, pen: float) -> np.ndarray:  # float32 [H W]
     return _lit_again(contrast, _most(-_most(-contrast, width), width).clip(0, 0.9))
 
 # %% ../nbs/18_photo.ipynb #7cec10b7
-JOINED = 1.06  # where strokes touch, pieces are taller than the traces of `render`'s unit: by this factor on average
+JOINED = 1.03  # where strokes touch, pieces are taller than the traces of `render`'s unit: by this factor in half of the training ink (CROHME)
 
 def _sharpened(contrast, is_ink, pen):
     "Contrast of ink, 0 elsewhere, with the edges that a pen of this width had before a camera softened them (unsharp mask)."
@@ -215,7 +218,7 @@ def _sharpened(contrast, is_ink, pen):
     return 2*ink - soft
 
 def image_to_ink_image(image: Image.Image, config: RenderConfig = RenderConfig()) -> np.ndarray:  # uint8 [H W], 255 = ink
-    "A photo or screenshot in the look of `render`: light on black, cropped, at the config's stroke height and (roughly) pen width; raises `ImageError`."
+    "A photo or screenshot in the look of `render`: light on black, cropped, sharp, at the config's stroke height and pen width; raises `ImageError`."
     image = load_image(image)
     grey = to_grey(image)
     if max(grey.shape) > 1600: grey = np.asarray(Image.fromarray(grey).reduce(math.ceil(max(grey.shape)/1600)))
@@ -224,16 +227,16 @@ def image_to_ink_image(image: Image.Image, config: RenderConfig = RenderConfig()
     for _ in range(2):                                       # stains make the pen look too wide at first
         contrast = strokes_only(contrast, pen)
         is_ink, unit, pen = find_ink(contrast, _name(image))
+    if (blur := softness(contrast, is_ink)) > 1:
+        contrast = deblurred(contrast, blur)
+        is_ink, unit, pen = find_ink(contrast, _name(image))
     rows, columns = np.flatnonzero(is_ink.any(1)), np.flatnonzero(is_ink.any(0))
     top, bottom, left, right = rows[0], rows[-1] + 1, columns[0], columns[-1] + 1
     scale = min(JOINED*config.stroke_height/unit, (config.max_height - 2*config.margin)/(bottom - top), (config.max_width - 2*config.margin)/(right - left))
-    zoom, edge, ink = 4*scale, 0.5*np.quantile(contrast[is_ink], 0.75), np.pad(_sharpened(contrast, is_ink, pen), 2)  # a bicubic filter sees 2 pixels more
+    zoom, ink = 4*scale, np.pad(_sharpened(contrast, is_ink, pen), 2)  # a bicubic filter sees 2 pixels more
     size = tuple(max(4, math.ceil(n*zoom)) for n in (right - left, bottom - top))
     box = (left + 2, top + 2, right + 2, bottom + 2)
-    large = np.asarray(Image.fromarray(ink).resize(size, Image.Resampling.BOX if zoom < 1 else Image.Resampling.BICUBIC, box)) > edge
-    wide = pen*large.sum()/(is_ink.sum()*zoom)               # the strokes are as long as before
-    page = Image.fromarray(np.pad(255*large.astype(np.uint8), [(4*config.margin, 4*config.margin + -n % 4) for n in large.shape]))
-    grow = round((4*config.pen_width - wide)/2)
-    if grow > 0: page = page.filter(ImageFilter.MaxFilter(2*grow + 1))
-    elif grow < -1: page = page.filter(ImageFilter.MinFilter(2*min(-grow, int(wide/5)) + 1))
-    return np.asarray(page.reduce(4))
+    large = np.asarray(Image.fromarray(ink).resize(size, Image.Resampling.BOX if zoom < 1 else Image.Resampling.BICUBIC, box))
+    large = large > min(0.5*np.quantile(contrast[is_ink], 0.75), 0.9*large.max())
+    page = even_pen(np.pad(large, [(4*config.margin, 4*config.margin + -n % 4) for n in large.shape]), 4*config.pen_width)
+    return np.asarray(Image.fromarray(255*page.astype(np.uint8)).reduce(4))
