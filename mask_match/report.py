@@ -64,6 +64,7 @@ def findings(record: dict) -> list[str]:
         made.append(f"{split}: {word if p['p'] < 0.05 else 'not told apart'} ({p['only_first']} lost, {p['only_second']} won, p {p['p']:.2g}, n {p['n']})")
     return made
 
+# %% ../nbs/52_report.ipynb #8acb0a6a
 CLAIMS = {'better than supervised training alone': ('_baselines_', 'full method'), 'the progressive curriculum matters': ('_masking_', ''),
           'the attention finds operators': ('_localisation', 'operators'), 'the attention finds exponents': ('_localisation', 'exponents'),
           'the attention finds nested notation': ('_localisation', 'nested'), 'robust where ink is missing': ('_occlusion_', 'full method')}
