@@ -106,6 +106,7 @@ def results(weights) -> list[dict]:
     return ours + [dict(dict.fromkeys(ours[0], ''), model=name, split='test2014', n=986, source=source, **{'ExpRate %': gap if rate is None else rate})
                    for name, rate, source in PUBLISHED]
 
+# %% ../nbs/52_report.ipynb #fe806113
 def report(folder, runs=None, weights=None) -> str:  # Markdown
     "The report of a folder of figures; `runs`: where predictions may be, `weights`: what ships."
     weights, folder = Path(weights or default_weights()), Path(folder)
