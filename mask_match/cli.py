@@ -100,12 +100,12 @@ def run_evaluate(args):
 def run_recognize(args) -> int:
     "LaTeX of pictures and ink, one line a file."
     from mask_match.prepare import new_folder, writable
-    from mask_match.recognize import Recognition, Recognizer, overlay
+    from mask_match.recognize import AHEAD, Recognition, Recognizer, overlay
     if args.overlay: writable(args.overlay, folder=True)
     reader, tell, made, n_good = Recognizer.load(args.weights, args.beam, None, args.valid_only, args.cells), Progress(len(args.files), 'files'), [], 0
     stems = [Path(f).stem for f in args.files]
     with contextlib.ExitStack() as stack:
-        for i, (f, r) in enumerate(zip(args.files, reader.each(args.files))):
+        for i, (f, r) in enumerate(zip(args.files, reader.each(args.files, AHEAD))):
             made.append(reading(f, r))
             if len(args.files) > 1: tell(i + 1)
             if not (args.overlay and isinstance(r, Recognition)): continue

@@ -97,7 +97,10 @@ def test_order_and_company_change_nothing(reader):
     chosen = [INKS[n] for n in ('series', 'fraction', 'nested')]
     alone, together = [reader(i) for i in chosen], reader(tuple(chosen))
     assert [r.name for r in together] == [i.name for i in chosen]
-    for a, b in zip(alone, together): assert a.hypotheses == b.hypotheses and np.array_equal(a.maps, b.maps)
+    together += reader(chosen*3)                                             # three of one shape share a batch
+    for a, b in zip(alone*4, together, strict=True):
+        assert [x for x, _ in a.hypotheses] == [x for x, _ in b.hypotheses] and np.allclose([p for _, p in a.hypotheses], [p for _, p in b.hypotheses], atol=1e-5)
+        assert np.allclose(a.maps, b.maps, atol=1e-5) and np.allclose(a.attention, b.attention, atol=1e-4)
     assert reader([]) == [] and reader.read_all([]) == []
 
 def test_beam_one_is_greedy(weights):
@@ -200,3 +203,12 @@ def test_each_keeps_nothing(reader):
     readings = reader.each(sources())
     assert isinstance(next(readings), Recognition) and touched == ['fraction']
     assert isinstance(next(readings), Recognition) and next(readings, None) is None
+    with pytest.raises(ValueError, match='ahead 0'): next(reader.each(sources(), 0))
+
+@pytest.mark.parametrize('ahead', [2, 3, 50])
+def test_looking_ahead_changes_nothing(reader, ahead, tmp_path):
+    sources = [INKS[n] for n in ('root', 'fraction', 'root', 'nested', 'root')]
+    sources[3:3] = [tmp_path/'none.png', None]
+    one, more = list(reader.each(sources)), list(reader.each(sources, ahead))
+    assert [m.name for m in more] == [m.name for m in one] and isinstance(more[3], Failure) and more[4].name == 'input 5'
+    assert [m.latex for m in more if isinstance(m, Recognition)] == [m.latex for m in one if isinstance(m, Recognition)]
