@@ -53,12 +53,15 @@ def even_pen(is_ink, pen: float, most: int = 6) -> np.ndarray:  # bool [H W]
     n_brighter = np.cumsum(np.bincount(soft.ravel(), minlength=256)[:0:-1])      # pixels of 255, 254 and more, ... 1 and more
     return soft >= 255 - int(np.abs(n_brighter - (length*wanted + ends*math.pi/4*wanted**2)).argmin())
 
-# %% ../nbs/18_pen.ipynb #3f0df933
-def softness(contrast, is_ink) -> float:
-    "Standard deviation (pixels) of the Gaussian blur that would make edges as soft as those of this ink; 0 where there is none."
+# %% ../nbs/18_pen.ipynb #95af09bf
+def softness(contrast, is_ink, pen: float) -> float:
+    """Standard deviation (pixels) of the Gaussian blur that would make edges as soft as those of this ink; 0 where there is none, and where edges
+    are softer than a blur could make them that leaves strokes of width `pen` (pixels): then it is no blur, or too little ink to tell."""
+    if min(contrast.shape) < 2: return 0.
     down, right = np.gradient(contrast)
     reach = np.quantile(contrast[is_ink], 0.9)/max(np.quantile(np.hypot(down, right)[is_ink], 0.95), 1e-6)  # of a steep edge (pixels)
-    return max(float(0.7*reach - 1.36), 0.)
+    blur = max(float(0.7*reach - 1.36), 0.)
+    return blur if blur <= 0.4*pen else 0.
 
 EPSILON = 0.003; NOISY = 30.  # of the Wiener filter, without noise and for each unit of its variance (ours)
 

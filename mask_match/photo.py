@@ -227,7 +227,7 @@ def image_to_ink_image(image: Image.Image, config: RenderConfig = RenderConfig()
     for _ in range(2):                                       # stains make the pen look too wide at first
         contrast = strokes_only(contrast, pen)
         is_ink, unit, pen = find_ink(contrast, _name(image))
-    if (blur := softness(contrast, is_ink)) > 1:
+    if (blur := softness(contrast, is_ink, pen)) > 1:
         contrast = deblurred(contrast, blur)
         is_ink, unit, pen = find_ink(contrast, _name(image))
     rows, columns = np.flatnonzero(is_ink.any(1)), np.flatnonzero(is_ink.any(0))
