@@ -46,12 +46,14 @@ def even_pen(is_ink, pen: float, most: int = 6) -> np.ndarray:  # bool [H W]
         width, length, ends = stroke_width(is_ink)
         wanted = max(pen, 0.6*width)
         steps = int(abs(wanted - width)/2)
-        if not steps: break
-        is_ink = _grown(is_ink, steps) if wanted > width else ~_grown(~is_ink, steps)
+        changed = _grown(is_ink, steps) if wanted > width else ~_grown(~is_ink, steps)
+        if not steps or not changed.any(): break            # a shape that no pen drew may shrink to nothing
+        is_ink = changed
     if abs(wanted - width) < 0.05*pen: return is_ink
     soft = _soft(is_ink, 1.)
     n_brighter = np.cumsum(np.bincount(soft.ravel(), minlength=256)[:0:-1])      # pixels of 255, 254 and more, ... 1 and more
-    return soft >= 255 - int(np.abs(n_brighter - (length*wanted + ends*math.pi/4*wanted**2)).argmin())
+    level = 255 - int(np.abs(n_brighter - (length*wanted + ends*math.pi/4*wanted**2)).argmin())
+    return soft >= min(level, soft.max())
 
 # %% ../nbs/18_pen.ipynb #95af09bf
 def softness(contrast, is_ink, pen: float) -> float:
