@@ -16,7 +16,7 @@ import torch
 from PIL import Image, ImageFilter
 from .automaton import Automaton
 from .config import Config, RenderConfig
-from .batches import stack_images
+from .batches import side_by_side, stack_images
 from .data import Batch, Packed
 from .finetune import MaskMatch, read_batch
 from .latex import Vocabulary
@@ -154,15 +154,16 @@ def rendering(traces, pen: float = 6., size: float = 1., inverted: bool = False,
     return image.convert('1') if binary else image
 
 # %% ../nbs/47_degrade.ipynb #e702a07d
-@torch.no_grad()
 def read_images(model: MaskMatch, vocabulary: Vocabulary, config: Config, images, beam: int = 1, at_once: int = 16) -> list:  # of canonical tokens
     "Read ink images (uint8 [H W], 255 = ink; None: refused, stays None), in order."
     grammar, read = Automaton.of(vocabulary) if config.valid_only else None, [None]*len(images)
     order = sorted((i for i, image in enumerate(images) if image is not None), key=lambda i: images[i].shape[::-1])
-    for some in (order[k:k + at_once] for k in range(0, len(order), at_once)):
+    def found_in(some):
         pixels, sizes = stack_images([images[i] for i in some])
         batch = Batch(pixels, sizes, torch.zeros(len(some), 0, dtype=torch.long), torch.zeros(len(some), dtype=torch.long), [''] * len(some), [])
-        for i, found in zip(some, read_batch(model, batch, beam, config.decoder.max_tokens, grammar)): read[i] = vocabulary.decode(found[0].ids)
+        return zip(some, read_batch(model, batch, beam, config.decoder.max_tokens, grammar))
+    for found in side_by_side(found_in, [order[k:k + at_once] for k in range(0, len(order), at_once)], model.device):
+        for i, hypotheses in found: read[i] = vocabulary.decode(hypotheses[0].ids)
     return read
 
 def from_picture(picture: Image.Image, config: RenderConfig) -> tuple:  # ink image (uint8 [H W], 255 = ink) or None, and why None

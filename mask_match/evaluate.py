@@ -13,6 +13,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 import torch
 from .automaton import Automaton
+from .batches import side_by_side
 from .calibration import Calibration, calibration_error, calibration_of, disagreement, evidence, probabilities
 from .config import Config, config_hash
 from .data import Epoch, Packed, load_packed, pack, rejected_records
@@ -31,9 +32,11 @@ def predict(model: MaskMatch, vocabulary: Vocabulary, config: Config, packed: Pa
     then the rejected inks (prediction None, reason). `rival`: a reading that came second or later is right."""
     epoch, read, device = Epoch(packed, vocabulary, config, config.finetune.fit, is_training=False), {}, model.device
     grammar = Automaton.of(vocabulary) if config.valid_only else None
-    for number in range(len(epoch)):
+    def made_of(number):
         batch = epoch[number]
-        read |= dict(zip(batch.names, read_batch(model, batch.to(device), beam, config.decoder.max_tokens, grammar, cells, kept_by)))
+        return zip(batch.names, read_batch(model, batch.to(device), beam, config.decoder.max_tokens, grammar, cells, kept_by))
+    for found in side_by_side(made_of, range(len(epoch)), device):
+        read |= dict(found)
         say(len(read), len(packed))
     made = [_record(n, packed.caption(i), read[n], vocabulary, config.finetune.label_smoothing, calibration) for i, n in enumerate(packed.names)]
     return made + rejected_records(packed)

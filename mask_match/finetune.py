@@ -131,7 +131,7 @@ def read_seen(model: MaskMatch, seen: tuple, beam: int, max_tokens: int, grammar
     if beam == 1: return [[h] for h in greedy(model.decoder, *seen, max_tokens, grammar)]
     return beam_search(model.decoder, *seen, beam, max_tokens, both_directions=model.both, grammar=grammar, asks_all=False)
 
-@torch.no_grad()
+@torch.inference_mode()
 def read_batch(model: MaskMatch, batch: Batch, beam: int, max_tokens: int, grammar=None, cells: float = 1., kept_by: str = 'energy') -> list[list[Hypothesis]]:
     """Read a batch, per expression the best first: greedily where `beam` is 1, else by beam search in both directions; `grammar`: an Automaton of the
     vocabulary, for valid LaTeX only; `cells`: share of the inked cells that the decoder looks at, chosen by `kept_by` (`strongest`)."""

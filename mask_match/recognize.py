@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np, torch
 from PIL import Image
 from .automaton import Automaton
-from .batches import grid_ceil, stack_images
+from .batches import grid_ceil, side_by_side, stack_images
 from .calibration import calibration_of, probabilities
 from .config import Config, RenderConfig
 from .deploy import open_model
@@ -160,7 +160,7 @@ class Recognizer:
 
     def each(self, sources, ahead: int = 1):
         """Yield, in order, a `Recognition` of each source, or a `Failure` for one that cannot be read; keeps none of them. It looks `ahead` at that many
-        sources (`AHEAD`: about a third faster) and reads those of one shape together, which changes no reading."""
+        sources, and reads those of one shape together and several such batches side by side: faster (as with `AHEAD`), and no reading changes."""
         if ahead < 1: raise ValueError(f'ahead {ahead}: give the number of sources to look at together, 1 or more')
         numbered = enumerate(sources, 1)
         while window := list(itertools.islice(numbered, ahead)): yield from _answers(self, window)
@@ -170,17 +170,22 @@ class Recognizer:
         return list(self.each(sources, AHEAD))
 
 # %% ../nbs/50_recognize.ipynb #50ae640f
-@torch.no_grad()
 def read_images(r: Recognizer, images: list, names: list, most: int = 16) -> list[Recognition]:  # in order
     "Read ink images (uint8 [H W], 255 = ink): at most `most` of one padded shape in a batch, so that none gets other padding than alone."
-    alike, made = {}, [None]*len(images)
+    alike = {}
     for k, image in enumerate(images): alike.setdefault(tuple(map(grid_ceil, image.shape)), []).append(k)
-    for some in (group[i:i + most] for group in alike.values() for i in range(0, len(group), most)):
-        pixels, sizes = stack_images([images[k] for k in some])
-        seen = r.model.encode(pixels.to(r.device), sizes.to(r.device))
-        found = read_seen(r.model, seen, r.beam, r.config.decoder.max_tokens, r.grammar, r.cells)
-        for row, k in enumerate(some): made[k] = _told(r, images[k], names[k], [x[row:row + 1] for x in seen], found[row])
-    return made
+    batches = [group[i:i + most] for group in alike.values() for i in range(0, len(group), most)]
+    read = side_by_side(lambda some: _read_alike(r, [images[k] for k in some], [names[k] for k in some]), batches, torch.device(r.device))
+    made = {k: one for some, ones in zip(batches, read, strict=True) for k, one in zip(some, ones, strict=True)}
+    return [made[k] for k in range(len(images))]
+
+@torch.inference_mode()
+def _read_alike(r, images, names):
+    "The `Recognition`s of one batch."
+    pixels, sizes = stack_images(images)
+    seen = r.model.encode(pixels.to(r.device), sizes.to(r.device))
+    found = read_seen(r.model, seen, r.beam, r.config.decoder.max_tokens, r.grammar, r.cells)
+    return [_told(r, image, name, [x[k:k + 1] for x in seen], found[k]) for k, (image, name) in enumerate(zip(images, names))]
 
 def read_image(r: Recognizer, image: np.ndarray, name: str = '') -> Recognition:
     "Read one ink image (uint8 [H W], 255 = ink)."
