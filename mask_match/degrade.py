@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['SHEET', 'WHITE', 'BLACK', 'PAPERS', 'INKS', 'KINDS', 'STRENGTHS', 'RENDERINGS', 'uneven_light', 'shadow', 'creases',
            'ruled_paper', 'squared_paper', 'colours', 'chalk', 'pencil', 'bleed_through', 'blur', 'noise', 'jpeg',
-           'rotation', 'perspective', 'small', 'phone', 'degrade', 'rendering', 'read_images', 'from_picture',
-           'clean_of', 'photo_of', 'rendering_of', 'read_pictures']
+           'rotation', 'perspective', 'small', 'phone', 'degrade', 'rendering', 'one_below_another', 'read_images',
+           'from_picture', 'clean_of', 'photo_of', 'rendering_of', 'read_pictures']
 
 # %% ../nbs/47_degrade.ipynb #0208a409
 import io, math
@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from PIL import Image, ImageFilter
 from .automaton import Automaton
-from .config import Config, RenderConfig
 from .batches import side_by_side, stack_images
+from .config import Config, RenderConfig
 from .data import Batch, Packed
 from .finetune import MaskMatch, read_batch
 from .latex import Vocabulary
@@ -152,6 +152,22 @@ def rendering(traces, pen: float = 6., size: float = 1., inverted: bool = False,
     if binary: page = np.where(page > 127, 255, 0).astype(np.uint8)
     image = Image.fromarray(page if inverted else 255 - page)
     return image.convert('1') if binary else image
+
+# %% ../nbs/47_degrade.ipynb #2c4ee610
+def one_below_another(inks: list,      # each a list of traces [n 2]
+                      gap: float,      # between the foot of a line and the head of the next (mean heights of the traces; below 0: they reach into each other)
+                      angle: float = 0.,  # clockwise (degrees)
+                      seed: int = 0) -> list:  # traces
+    "Expressions as lines of writing, drawn to one size of writing."
+    rng, down, lines = np.random.default_rng(seed), 0., []
+    for traces in inks:
+        unit = max(np.mean([np.ptp(t[:, 1]) for t in traces]), 1e-3)
+        line = [t[:, :2]/unit for t in traces]
+        first, last = (f([f(t, 0) for t in line], 0) for f in (np.min, np.max))
+        lines += [t - first + np.array([left, down]) for left in [rng.uniform(0, 1.5)] for t in line]
+        down += last[1] - first[1] + gap
+    a = np.deg2rad(angle)
+    return [t @ np.array([[np.cos(a), np.sin(a)], [-np.sin(a), np.cos(a)]]) for t in lines]
 
 # %% ../nbs/47_degrade.ipynb #e702a07d
 def read_images(model: MaskMatch, vocabulary: Vocabulary, config: Config, images, beam: int = 1, at_once: int = 16) -> list:  # of canonical tokens

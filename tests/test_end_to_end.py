@@ -56,7 +56,7 @@ def test_what_is_compared_can_differ():
 
 @pytest.mark.slow
 @pytest.mark.parametrize('name, figure', [('x3_restart', 'restart'), ('x4_calibration', 'calibration'), ('x5_reading_size', 'reading_size'), ('x6_photos', 'photos'),
-    ('x7_mix', 'mix'), ('x8_onnx', 'onnx'), ('x9_judges', 'judges'), ('x10_scale', 'scale'), ('x11_rare', 'rare'), ('x12_cells', 'cells'), ('x13_batch', 'batch'),
+    ('x7_mix', 'mix'), ('x8_onnx', 'onnx'), ('x9_judges', 'judges'), ('x10_scale', 'scale'), ('x11_rare', 'rare'), ('x12_cells', 'cells'), ('x13_batch', 'batch'), ('x14_lines', 'lines'),
     ('e7_attention_localisation', 'localisation'), ('e10_prior', 'prior'), ('e11_atlas', 'atlas'), ('e5_grid', 'baselines'), ('e5_grid', 'labels'), ('e6_health', 'health'), ('e8_occlusion', 'occlusion')])
 def test_experiments_beside_the_chain(made, name, figure, tmp_path):
     "They begin where a finished chain has ended."
@@ -66,6 +66,7 @@ def test_experiments_beside_the_chain(made, name, figure, tmp_path):
     given = dict(preset='smoke', overrides=['threads=1'], runs_dir=str(made[0]/'runs'), figures_dir=str(tmp_path))
     if name == 'e5_grid': given |= dict(seeds=[1], study=figure, only=dict(baselines=3, labels=6)[figure])
     if name == 'e6_health': given |= dict(seeds=[1], every=2)   # beside the arms of e5
+    if name == 'x14_lines': given |= dict(n=1)
     if name == 'x6_photos': given |= dict(n=4, kinds=['jpeg', 'pen 3'])
     with same_library():
         patiently(lambda: papermill.execute_notebook(str(notebook), str(tmp_path/'done.ipynb'), given, cwd=str(notebook.parent), progress_bar=False))
