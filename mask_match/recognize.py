@@ -127,7 +127,7 @@ def doubts(image: np.ndarray, tokens: list, finished: bool, config: RenderConfig
     H, W = image.shape
     is_shrunk = H >= config.max_height - 3 or W >= config.max_width - 3
     found = [(is_shrunk, f'the ink is so large that it was scaled down to {H} x {W} pixels; crop it to one expression'),
-             (confidence < 0.3 and stacked(image) > 1, 'this looks like several lines of writing; crop it to one expression'),
+             (confidence < min(0.1*stacked(image), 0.5), 'this looks like several lines of writing; crop it to one expression'),
              (confidence < 0.5 and looks_like_words(tokens), 'hardly anything but letters, and hard to read: this may be text; crop it to one expression'),
              (not tokens, 'nothing was read'), (not finished, 'the reading was cut off at the longest length'),
              (bool(tokens) and not is_valid(tokens), 'the reading is not well-formed LaTeX')]
