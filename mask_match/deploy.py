@@ -97,11 +97,19 @@ def export_onnx(weights, folder) -> dict:  # the header
     return _write_header(folder, dict(precision='float32', preprocessing=preprocessing, words=list(vocabulary.words), config=to_dict(config), card=card))
 
 # %% ../nbs/44_deploy.ipynb #44de000a
+def _session(onnxruntime, path, threads):
+    "A graph, ready to run. Threads that wait do not spin: they would keep the cores from those that work."
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = threads, 3
+    options.add_session_config_entry('session.intra_op.allow_spinning', '0')
+    return onnxruntime.InferenceSession(path, options, ['CPUExecutionProvider'])
+
 def _run(session, *tensors) -> tuple:
     "Feed a graph its inputs in order."
     feeds = {i.name: x.detach().cpu().contiguous().numpy() for i, x in zip(session.get_inputs(), tensors)}
     return tuple(map(torch.from_numpy, session.run(None, feeds)))
 
+# %% ../nbs/44_deploy.ipynb #522386a3
 class OnnxDecoder(nn.Module):
     "`Decoder` by two graphs; `Memory` and `State` hold all layers in one tensor."
     def __init__(self, sessions: dict, n_words: int):
@@ -144,9 +152,7 @@ def load_onnx(folder) -> tuple[OnnxModel, Vocabulary, Config, dict]:  # as `load
     except (OSError, ValueError, KeyError, TypeError, ConfigError) as e:
         raise RunError(f'{folder}: not a complete ONNX model ({type(e).__name__}: {e}); write it again with `mask-match export`') from None
     if wrong: raise RunError(f'{folder}/{wrong[0]}.onnx is not the file that model.json belongs to; write the folder again with `mask-match export`')
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.log_severity_level = torch.get_num_threads(), 3
-    sessions = {name: onnxruntime.InferenceSession(folder/f'{name}.onnx', options, ['CPUExecutionProvider']) for name in GRAPHS}
+    sessions = {name: _session(onnxruntime, folder/f'{name}.onnx', torch.get_num_threads() if name == 'encoder' else 1) for name in GRAPHS}
     return OnnxModel(sessions, header, config.finetune.both_directions), vocabulary, config, header['card']
 
 def open_model(path) -> tuple:  # model in eval mode, vocabulary, config, card
