@@ -110,7 +110,7 @@ def stacked(image: np.ndarray) -> int:  # uint8 [H W], 255 = ink
     shared = lambda other: np.minimum.outer(right, other[:, 3]) - np.maximum.outer(left, other[:, 2])  # of their widths (pixels)
     above = shared(symbols) >= 0.35*np.minimum.outer(right - left, right - left)
     below = -np.subtract.outer(foot, top)                                       # from a foot down to a top
-    above &= (below <= 4*size) & (below >= -0.25*np.minimum.outer(foot - top, foot - top)) & np.less.outer(top + foot, top + foot)
+    above &= (below <= 4*size) & (below >= -0.25*np.minimum.outer(foot - top, foot - top))
     crossed, over = shared(bars) > 0.3*(right - left)[:, None], np.less.outer((top + foot)/2, bars[:, :2].mean(1))
     for over_it, under_it in zip((crossed & over).T, (crossed & ~over).T): above &= ~np.logical_and.outer(over_it, under_it)
     return int(min(above.any(0).sum(), above.any(1).sum()))
