@@ -106,8 +106,9 @@ def finetune_step(model: MaskMatch, batch: Batch, progress: float, generator) ->
     return loss, dict(loss=loss.detach(), reading=reading.detach(), **{k: v.detach() for k, v in logs.items()}, token_accuracy=accuracy)
 
 # %% ../nbs/42_finetune.ipynb #e48a7142
+# what a cell is worth [b h w]: three opinions; lots are the same in every order of batches
 WORTH = dict(energy=lambda features, maps: features.float().square().mean(1), attention=lambda features, maps: maps.amax(1),
-             lot=lambda features, maps: torch.rand_like(maps[:, 0]))  # of a cell [b h w]: three opinions
+             lot=lambda features, maps: torch.rand(maps[:, 0].shape, generator=torch.Generator().manual_seed(0)).to(maps.device))
 
 def strongest(seen: tuple,           # what `model.encode` gives
               share: float,          # of every image's inked cells (fraction)

@@ -105,14 +105,15 @@ def stacked(image: np.ndarray) -> int:  # uint8 [H W], 255 = ink
     is_flat, is_speck = wide >= 3*high, high < 3
     if (is_flat | is_speck).all(): return 0
     size = np.median(high[~is_flat & ~is_speck])                                # of a symbol
-    symbols, bars = boxes[~is_flat & (high >= max(3, 0.6*size)) & (high <= 2.5*size)], boxes[is_flat & (wide >= 0.8*size)]
+    is_symbol, is_bar = ~is_flat & (high >= max(3, 0.6*size)) & (high <= 2.5*size), is_flat & (wide >= 0.8*size)
+    symbols, bars = boxes[is_symbol][:500], boxes[is_bar][:500]                 # no expression has more
     top, foot, left, right = symbols.T
     shared = lambda other: np.minimum.outer(right, other[:, 3]) - np.maximum.outer(left, other[:, 2])  # of their widths (pixels)
     above = shared(symbols) >= 0.35*np.minimum.outer(right - left, right - left)
     below = -np.subtract.outer(foot, top)                                       # from a foot down to a top
     above &= (below <= 4*size) & (below >= -0.25*np.minimum.outer(foot - top, foot - top))
     crossed, over = shared(bars) > 0.3*(right - left)[:, None], np.less.outer((top + foot)/2, bars[:, :2].mean(1))
-    for over_it, under_it in zip((crossed & over).T, (crossed & ~over).T): above &= ~np.logical_and.outer(over_it, under_it)
+    above &= (crossed & over).astype(np.float32) @ (crossed & ~over).T == 0       # no bar with one over it and one under it
     return int(min(above.any(0).sum(), above.any(1).sum()))
 
 # %% ../nbs/50_recognize.ipynb #e924c5b2
