@@ -13,7 +13,7 @@ import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 from .config import Config, config_hash
-from .runs import atomic, provenance, write_json
+from .runs import atomic, file_hash, keep_copy, provenance, write_json
 from .show import MARKERS, PALETTE, REFERENCE, plot_curves, show_images, show_maps, smooth
 
 # %% ../nbs/52_figures.ipynb #41b02550
@@ -25,9 +25,12 @@ def save_figure(fig, folder, name: str, config: Config, numbers=None, **facts) -
                                              **facts, numbers=numbers, **provenance()))
     return path
 
-def save_table(rows: list, folder, name: str, config: Config, caption: str = '', **facts) -> Path:
-    "Write rows (dictionaries with the same keys) and a caption below them as `name.md`, and a sidecar with the same rows as numbers."
+def save_table(rows: list, folder, name: str, config: Config, caption: str = '', predictions: dict | None = None, **facts) -> Path:
+    """Write rows (dictionaries with the same keys) and a caption below them as `name.md`, and a sidecar with the same rows as numbers.
+    `predictions` (name -> file) that the rows were computed from are kept beside it, compressed, and named in the sidecar by their hash."""
     path, heads = Path(folder)/f'{name}.md', list(rows[0])
+    for key, file in (predictions or {}).items(): keep_copy(file, Path(folder)/'predictions'/f'{name}-{key}.jsonl.xz')
+    if predictions: facts['predictions_sha256'] = {key: file_hash(file) for key, file in predictions.items()}
     lines = [heads, ['---']*len(heads)] + [[_cell(r[h]) for h in heads] for r in rows]
     with atomic(path) as p: p.write_text('\n'.join(['| ' + ' | '.join(l) + ' |' for l in lines] + (['', caption] if caption else [])) + '\n')
     write_json(path.with_suffix('.json'), dict(table=path.name, preset=config.preset, seed=config.seed, config=config_hash(config),
@@ -182,7 +185,7 @@ def plot_rates(rates: list, xlabel: str, ax=None):  # axes
 
 # %% ../nbs/52_figures.ipynb #3c261e12
 def plot_label_curve(rows: list, shares: dict, key: str, ax):  # axes
-    "Rates (`key`, with 95 % intervals) of the rows of `grid.study` over the share of labels of their arms (name -> fraction), one line a method."
+    "Rates (`key`, with 95 % intervals) of the rows of `worth.study` over the share of labels of their arms (name -> fraction), one line a method."
     methods = {}
     for r in rows: methods.setdefault(r['arm'].rsplit(', ', 1)[0], []).append(r)
     for k, (method, arms) in enumerate(methods.items()):

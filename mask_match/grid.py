@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['BASELINES', 'MASKING', 'LEVERS', 'SHARES', 'LABELS', 'STUDIES', 'PART', 'Arm', 'jobs', 'labelled', 'training_ink',
-           'stage_ink', 'operations_a_step', 'settled', 'chain', 'note_of', 'train_arm', 'run_grid', 'grades',
-           'between_seeds', 'compared', 'detectable', 'results', 'study', 'table', 'main']
+           'stage_ink', 'operations_a_step', 'settled', 'chain', 'note_of', 'results', 'files_of', 'train_arm',
+           'run_grid', 'keep_arms', 'bring_arms', 'main']
 
 # %% ../nbs/59_grid.ipynb #7770ce09
 import argparse, hashlib, json, math, sys, time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 import numpy as np
 from torch.utils.flop_counter import FlopCounterMode
@@ -22,9 +22,8 @@ from .config import Config, ConfigError, configure, no_augment, override, parse_
 from .data import Packed, load_packed
 from .evaluate import evaluate, read_predictions
 from .fit import OutOfTime
-from .metrics import errors, mcnemar
 from .pseudo import with_readings
-from .runs import Run, RunError, file_hash, write_json
+from .runs import Run, RunError, atomic, file_hash, keep_copy, unpacked, write_json
 from .splits import select, test_split
 
 # %% ../nbs/59_grid.ipynb #bc1f7532
@@ -140,6 +139,24 @@ def note_of(config: Config, arm: Arm, seed: int, folder) -> Path:
     "Where it is kept how an arm was trained: the steps of stage 3 and the folder of every stage."
     return Path(folder)/'arms'/f'{hashlib.sha256(json.dumps([asdict(arm), seed, to_dict(config)], sort_keys=True).encode()).hexdigest()[:12]}.json'
 
+def results(config: Config, arm: Arm, seed: int, folder, split: str) -> dict | str:  # of one training; or why there is none
+    "Records, metrics and cost of a finished arm, from its note and the files beside its last stage."
+    note = note_of(config, arm, seed, folder)
+    if not note.exists(): return 'not run'
+    told = json.loads(note.read_text())
+    last = Path(folder)/told['folders'][-1]
+    if not ((last/f'{split}.json').exists() and (last/'cost.json').exists()): return 'not finished'
+    made, lines = json.loads((last/f'{split}.json').read_text()), last/f'{split}.jsonl'
+    if not lines.exists(): return 'predictions gone'
+    if file_hash(lines) != made['predictions_sha256']: return 'predictions changed'
+    return dict(records=read_predictions(lines), metrics=made, steps=told['steps'], predictions_sha256=made['predictions_sha256'],
+                **json.loads((last/'cost.json').read_text()))
+
+def files_of(config: Config) -> list[str]:
+    "What stays of a finished arm, beside its last stage: metrics and predictions of both splits, cost of all stages."
+    return ['cost.json', *(f'{split}.{kind}' for split in ('validation', test_split(config)) for kind in ('json', 'jsonl'))]
+
+# %% ../nbs/59_grid.ipynb #15946611
 def train_arm(config: Config, arm: Arm, seed: int, data, folder, until: float = math.inf, say: Callable = print):
     "Train an arm and read both splits with it, in `folder`; resumes, passes over what is done, raises `OutOfTime` at the deadline."
     before, note = None, note_of(config, arm, seed, folder)
@@ -148,6 +165,7 @@ def train_arm(config: Config, arm: Arm, seed: int, data, folder, until: float = 
     c = settled(config, arm, seed, data)
     steps = chain(c, arm, folder, load_packed(data, 'train').hash())
     if not told: write_json(note, dict(arm=arm.name, seed=seed, steps=c.finetune.fit.steps, folders=[f.name for _, f in steps]))
+    if all((steps[-1][1]/name).exists() for name in files_of(c)): return                        # trained here, or brought from elsewhere
     for stage, where in steps:
         part = PART.get(stage, stage); n = getattr(c, part).fit.steps
         if not (where/'done.json').exists(): say(f'{arm.name}, seed {seed}: {stage}, {n} steps in {where.name}')
@@ -157,11 +175,13 @@ def train_arm(config: Config, arm: Arm, seed: int, data, folder, until: float = 
         getattr(stages, part)(c, ink, where, before, until=until)
         before = where
     for split in ('validation', test_split(c)):
-        if (before/f'{split}.json').exists(): continue
+        if (before/f'{split}.json').exists() and (before/f'{split}.jsonl').exists(): continue
         if time.monotonic() > until: raise OutOfTime(f'{arm.name}, seed {seed}: trained, not read yet')
         made = evaluate(data, split, before/'model.safetensors', c.beam, before/f'{split}.jsonl')
         write_json(before/f'{split}.json', dict(made, predictions_sha256=file_hash(before/f'{split}.jsonl')))
         say(f"{arm.name}, seed {seed}: {split}, ExpRate {100*made['exprate']:.2f} %, token error {100*made['token_error_rate']:.1f} %")
+    write_json(before/'cost.json', dict(seconds=sum(r['seconds'] for _, f in steps for r in Run(f).records('seconds')),
+                                        operations=sum(json.loads((f/'operations.json').read_text()) for _, f in steps)))
 
 def run_grid(config: Config, arms: Iterable, seeds: Iterable, data, folder, until: float = math.inf, say: Callable = print) -> bool:  # whether all is done
     "Train what is still to do of a study, in the order of `jobs`, until the deadline (seconds of `time.monotonic`)."
@@ -170,91 +190,25 @@ def run_grid(config: Config, arms: Iterable, seeds: Iterable, data, folder, unti
         except OutOfTime as e: say(f'{arm.name}, seed {seed}: {e}'); return False
     return True
 
-# %% ../nbs/59_grid.ipynb #ee6be6f2
-def grades(records: list) -> np.ndarray:  # [3 n]: right, edits, length
-    "Of each expression, in the order of names: whether it was read right, the edits it needs, and its length."
-    rows = [(r['prediction'] == r['truth'], errors(r['prediction'], r['truth']) if r['prediction'] is not None else len(r['truth']), len(r['truth']))
-            for r in sorted(records, key=lambda r: r['name'])]
-    return np.array(rows, float).T
+# %% ../nbs/59_grid.ipynb #59a00002
+def keep_arms(config: Config, arms: Iterable, seeds: Iterable, folder, to) -> int:  # how many
+    "Copy what stays of finished arms (as `results` finds them) from the trainings in `folder` to `to`; predictions are compressed."
+    kept, splits = 0, ('validation', test_split(config))
+    for arm, seed in jobs(arms, seeds):
+        if any(isinstance(results(config, arm, seed, folder, split), str) for split in splits): continue
+        note = note_of(config, arm, seed, folder); told, kept = json.loads(note.read_text()), kept + 1
+        for name in files_of(config): keep_copy(Path(folder)/told['folders'][-1]/name, Path(to)/told['folders'][-1]/f'{name}.xz')
+        write_json(Path(to)/note.name, told)
+    return kept
 
-def between_seeds(arms: list) -> tuple[float, int]:  # standard deviation, degrees of freedom
-    "Spread of a rate between seeds, pooled over arms; `arms`: the rates of each arm's seeds."
-    free = sum(len(rates) - 1 for rates in arms)
-    return (math.sqrt(sum(np.var(rates)*len(rates) for rates in arms)/free) if free else 0.), free
-
-def compared(first: np.ndarray, second: np.ndarray | None, lengths: np.ndarray, spread: tuple, draws: int = 4000, seed: int = 0) -> dict:
-    """The rate of an arm (values [k n] of k seeds, `lengths` [n]) or, with another arm's values, the difference second minus first; 95 % interval
-    over expressions and seeds (`spread` as `between_seeds` gives it; without degrees of freedom over expressions alone)."""
-    rng, (s, free) = np.random.default_rng(seed), spread
-    gain = first.mean(0) if second is None else second.mean(0) - first.mean(0)
-    drawn = rng.integers(0, len(gain), (draws, len(gain)))
-    moved = gain[drawn].sum(1)/lengths[drawn].sum(1)
-    for arm in (first,) if second is None else (first, second):
-        if free: moved = moved + s/math.sqrt(len(arm))*rng.standard_t(free, draws)
-    return dict(value=gain.sum()/lengths.sum(), ci95=[float(x) for x in np.percentile(moved, (2.5, 97.5))])
-
-def detectable(n: int, differing: float, spread: float, seeds: int) -> float:  # fraction
-    """The smallest true difference in ExpRate that such an experiment finds in four of five cases (two-sided 5 %): `n` expressions, of which a share
-    `differing` is right in one arm only, `seeds` seeds an arm with standard deviation `spread`."""
-    return (1.96 + 0.84)*math.sqrt(differing/n + 2*spread**2/seeds)
-
-# %% ../nbs/59_grid.ipynb #24f450ee
-def results(config: Config, arm: Arm, seed: int, folder, split: str) -> dict | str:  # of one training; or why there is none
-    "Records, metrics and cost of a finished arm, from its files alone."
-    note = note_of(config, arm, seed, folder)
-    if not note.exists(): return 'not run'
-    folders = [Path(folder)/name for name in json.loads(note.read_text())['folders']]
-    path = folders[-1]/f'{split}.json'
-    if not path.exists(): return 'not finished'
-    made, lines = json.loads(path.read_text()), path.with_suffix('.jsonl')
-    if not lines.exists(): return 'predictions gone'
-    if file_hash(lines) != made['predictions_sha256']: return 'predictions changed'
-    records = read_predictions(lines)
-    return dict(records=records, grades=grades(records), metrics=made, seconds=sum(r['seconds'] for f in folders for r in Run(f).records('seconds')),
-                operations=sum(json.loads((f/'operations.json').read_text()) for f in folders), steps=json.loads(note.read_text())['steps'],
-                predictions_sha256=made['predictions_sha256'])
-
-# %% ../nbs/59_grid.ipynb #39937e04
-def study(config: Config, arms: Iterable, seeds: Iterable, folder, split: str) -> list[dict]:
-    """A row for each arm: `arm`, the `seeds` that are there, rates with intervals (fractions), differences from the study's first arm over the seeds that both
-    have, the McNemar p of every such seed, cost; `missing` says for each other seed why."""
-    found = {arm.name: {seed: results(config, arm, seed, folder, split) for seed in seeds} for arm in arms}
-    there = {name: {seed: r for seed, r in made.items() if not isinstance(r, str)} for name, made in found.items()}
-    taken = lambda made, k: np.array([r['grades'][k] for r in made.values()])
-    rates = lambda k: [taken(made, k).sum(1)/taken(made, 1 + k).sum(1) if k else taken(made, 0).mean(1) for made in there.values() if made]
-    spreads, first, rows = (between_seeds(rates(0)), between_seeds(rates(1))), next(iter(there.values())), []
-    for name, made in there.items():
-        row = dict(arm=name, seeds=sorted(made), missing={str(s): r for s, r in found[name].items() if isinstance(r, str)})
-        if made:
-            lengths = next(iter(made.values()))['grades'][2]; ones = np.ones(len(lengths))
-            row |= dict(n=len(lengths), exprate=compared(taken(made, 0), None, ones, spreads[0]),
-                        token_error=compared(taken(made, 1), None, lengths, spreads[1]),
-                        **{key: float(np.mean([r['metrics'][key] for r in made.values()])) for key in ('leq1', 'leq2')},
-                        **{key: float(np.mean([r[key] for r in made.values()])) for key in ('seconds', 'operations', 'steps')},
-                        predictions_sha256=[r['predictions_sha256'] for r in made.values()])
-            if first and made is not first:
-                row |= dict(gain=compared(taken(first, 0), taken(made, 0), ones, spreads[0]),
-                            error_gain=compared(taken(first, 1), taken(made, 1), lengths, spreads[1]),
-                            mcnemar={str(s): mcnemar(first[s]['records'], made[s]['records'])['p'] for s in sorted(first.keys() & made.keys())})
-        rows.append(row)
-    return rows
-
-# %% ../nbs/59_grid.ipynb #7f96d357
-def table(rows: list) -> list[dict]:  # texts
-    "The rows of `study` for the eye: percent and points with 95 % intervals, operations in units of 10^15."
-    told = lambda r, sign='': f"{100*r['value']:{sign}.1f} ({100*r['ci95'][0]:{sign}.1f} to {100*r['ci95'][1]:{sign}.1f})"
-    made = []
-    for r in rows:
-        gone = '; '.join(sorted(f'seed {s} {why}' for s, why in r['missing'].items())) if r['seeds'] else ', '.join(sorted(set(r['missing'].values())))
-        have = bool(r['seeds'])
-        made.append({'arm': r['arm'], 'seeds': len(r['seeds']), 'n': r['n'] if have else '', 'ExpRate %': told(r['exprate']) if have else gone,
-                     '<=1 %': f"{100*r['leq1']:.1f}" if have else '', '<=2 %': f"{100*r['leq2']:.1f}" if have else '',
-                     'token error %': told(r['token_error']) if have else '', 'ExpRate gain': told(r['gain'], '+') if 'gain' in r else '',
-                     'token error gain': told(r['error_gain'], '+') if 'gain' in r else '',
-                     'McNemar p': ', '.join(f'{p:.2g}' for p in r['mcnemar'].values()) if 'gain' in r else '',
-                     'steps': round(r['steps']) if have else '', 'PFLOP': f"{r['operations']/1e15:.3g}" if have else '',
-                     'seconds': round(r['seconds']) if have else '', 'missing': gone if have else ''})
-    return made
+def bring_arms(kept, folder) -> int:  # how many files were new
+    "Put back what `keep_arms` kept, beside the trainings in `folder`; what is there already stays as it is."
+    made = {Path(folder)/'arms'/p.name: p.read_bytes for p in sorted(Path(kept).glob('*.json'))}
+    made |= {Path(folder)/p.parent.name/p.stem: partial(unpacked, p) for p in sorted(Path(kept).glob('*/*.xz'))}
+    new = {path: read for path, read in made.items() if not path.exists()}
+    for path, read in new.items():
+        with atomic(path) as p: p.write_bytes(read())
+    return len(new)
 
 # %% ../nbs/59_grid.ipynb #3f45891d
 def main(argv=None) -> int:  # exit code: 0 all done, 3 another slice is needed, 1 an error

@@ -89,12 +89,14 @@ def ranked(rows: list, truths: dict, signs: dict = SIGNS) -> list[dict]:  # sign
 
 # %% ../nbs/59_ranking.ipynb #36c48b36
 def handed_over(config: Config, arms: Iterable, seeds: Iterable, folder, split: str = 'validation') -> list[dict]:
-    "Of every finished arm: `arm`, `seed`, `start` (folder of the stage whose encoder stage 3 began with; None: a fresh one), `exprate` and `token_error_rate`."
+    """Of every finished arm whose encoder lies in `folder` (an arm that was kept elsewhere has only predictions): `arm`, `seed`, `start` (folder of the
+    stage whose encoder stage 3 began with; None: a fresh one), `exprate` and `token_error_rate`."""
     made = []
     for arm, seed in jobs(arms, seeds):
         told = results(config, arm, seed, folder, split)
         if isinstance(told, str): continue
         before = arm.stages.index('finetune')
         name = json.loads(note_of(config, arm, seed, folder).read_text())['folders'][before - 1] if before else None
+        if name and not (Path(folder)/name/'weights.safetensors').exists(): continue
         made.append(dict(arm=arm.name, seed=seed, start=name and Path(folder)/name, **{k: told['metrics'][k] for k in ('exprate', 'token_error_rate')}))
     return made

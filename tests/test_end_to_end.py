@@ -72,3 +72,4 @@ def test_experiments_beside_the_chain(made, name, figure, tmp_path):
         patiently(lambda: papermill.execute_notebook(str(notebook), str(tmp_path/'done.ipynb'), given, cwd=str(notebook.parent), progress_bar=False))
     told = json.loads((tmp_path/f'smoke_{figure}.json').read_text())
     assert told['preset'] == 'smoke' and told['numbers']
+    if name == 'e5_grid': assert list((tmp_path/'arms').glob('*.json')) and list((tmp_path/'arms').glob('*/validation.jsonl.xz'))

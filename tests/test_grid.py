@@ -3,7 +3,8 @@ import itertools
 import numpy as np
 import pytest
 from mask_match.config import ConfigError, configure, parse_overrides, override
-from mask_match.grid import STUDIES, Arm, between_seeds, chain, compared, grades, jobs, main, settled
+from mask_match.grid import STUDIES, Arm, chain, jobs, main, settled
+from mask_match.worth import between_seeds, compared, grades
 
 def record(name, truth, prediction): return dict(name=name, truth=truth.split(), prediction=prediction and prediction.split())
 

@@ -13,7 +13,7 @@ LAYERS = [
     {'fit'},
     {'pretrain', 'restore', 'attend', 'finetune'},
     {'stages'},
-    {'atlas', 'bench', 'calibration', 'campaign', 'cost', 'degrade', 'deploy', 'discover', 'evaluate', 'figures', 'grid', 'judges', 'localise', 'occlusion', 'prepare', 'prior', 'pseudo', 'ranking', 'recognize', 'report', 'survey', 'terminal'},
+    {'atlas', 'bench', 'calibration', 'campaign', 'cost', 'degrade', 'deploy', 'discover', 'evaluate', 'figures', 'grid', 'judges', 'localise', 'occlusion', 'prepare', 'prior', 'pseudo', 'ranking', 'recognize', 'report', 'survey', 'terminal', 'worth'},
     {'reproduce'},
     {'cli'},
 ]
