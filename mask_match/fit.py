@@ -33,7 +33,7 @@ def make_optimizer(model: nn.Module, config: FitConfig, slow: dict | None = None
         factor = next((f for prefix, f in (slow or {}).items() if name.startswith(prefix)), 1.)
         groups.setdefault((p.ndim > 1, factor), []).append(p)
     return torch.optim.AdamW([dict(params=ps, weight_decay=config.weight_decay*decays, lr=config.lr, factor=factor)
-                              for (decays, factor), ps in groups.items()], betas=(0.9, 0.98), fused=True if torch.cuda.is_available() else None)
+                              for (decays, factor), ps in groups.items()], betas=(0.9, 0.98), fused=True)  # one pass over the weights, on the CPU as well
 
 # %% ../nbs/23_fit.ipynb #c7314675
 @torch.no_grad()
@@ -167,8 +167,8 @@ def _resume(fabric, run, model, average, optimizer):
     return at, best, state[1].get('spent', 0.)
 
 def _follow(optimizer):
-    "The optimiser's state goes where the weights went (a checkpoint is read before they move); step counters only for fused kernels."
-    for p, s in optimizer.state.items(): s |= {k: v.to(p.device) for k, v in s.items() if k != 'step' or optimizer.defaults['fused']}
+    "The optimiser's state goes where the weights went (a checkpoint is read before they move)."
+    for p, s in optimizer.state.items(): s |= {k: v.to(p.device) for k, v in s.items()}
 
 def _keep(fabric, run, state, at, best, notes):  # -> at
     "Write the checkpoint (config, `notes` and counters in its header; every process has random numbers of its own) and go on from what was written."
