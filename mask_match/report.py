@@ -10,7 +10,7 @@ __all__ = ['CLAIMS', 'sidecars', 'stale', 'predictions_in', 'predictions_at_hand
 import hashlib, importlib.resources, json, re
 from collections import Counter
 from pathlib import Path
-from .config import ConfigError, config_hash, configure
+from .config import ConfigError, config_hash, configure, override
 from .evaluate import card_lines
 from .figures import PUBLISHED
 from .recognize import default_weights
@@ -37,9 +37,10 @@ def stale(record: dict, folder, shipped: str) -> list[str]:  # reasons; none: cu
     file, weights = record.get('figure') or record['table'], _told(record, 'weights_sha256') | _told(record, 'weights')
     reasons = [] if (Path(folder)/file).exists() else [f'{file} is gone']
     if weights: return reasons + ([] if shipped in weights else ['made with weights that do not ship'])
-    try: today = config_hash(configure(record['preset'], record['seed']))
+    try: today = config_hash(override(configure(record['preset'], record['seed']), record.get('changes', {})))
     except (ConfigError, KeyError): today = None
-    return reasons + ([] if record['config'] == today else [f"the settings of preset {record['preset']} are others today, or some were changed for it"])
+    if record['config'] == today: return reasons
+    return [*reasons, f"the settings of preset {record['preset']} are others today" + ', or some were changed for it'*('changes' not in record)]
 
 def predictions_in(folder, runs=None) -> set:  # hashes
     "All predictions at hand: kept beside the figures in `folder`, or still lying where they were made, below `runs`."
@@ -129,6 +130,8 @@ def report(folder, runs=None, weights=None) -> str:  # Markdown
     lines += ['', '## Our choices where the paper is silent', _table(choices()), '', '## Pictures and tables']
     for r, row in zip(made, state):
         lines += ['', f"### {r['name']}", '', *([] if row['state'] == 'current' else [f"STALE: {row['state']}", ''])]
+        changed = {} if r.get('weights_sha256') else r.get('changes', {})
+        if changed: lines += [f"Changed for it: {', '.join(f'{k} = {v}' for k, v in changed.items())}", '']
         if 'figure' in r: lines.append(f"![{r['name']}]({r['figure']})")
         elif (folder/r['table']).exists(): lines.append((folder/r['table']).read_text())
     return '\n'.join(lines) + '\n'
