@@ -2,6 +2,7 @@
 import json, os, subprocess, sys
 from pathlib import Path
 import pytest
+from mask_match.finetune import load_model
 from mask_match.reproduce import EXPERIMENTS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -67,9 +68,11 @@ def test_experiments_beside_the_chain(made, name, figure, tmp_path):
     if name == 'e5_grid': given |= dict(seeds=[1], study=figure, only=dict(baselines=3, labels=6)[figure])
     if name == 'e6_health': given |= dict(seeds=[1], every=2)   # beside the arms of e5
     if name == 'x14_lines': given |= dict(n=1)
+    if name == 'x7_mix': given |= dict(third=str(made[0]/'runs'/'e3_finetune'/'model.safetensors'), keep=0.5, runs_dir=str(made[1]/'runs'))
     if name == 'x6_photos': given |= dict(n=4, kinds=['jpeg', 'pen 3'])
     with same_library():
         patiently(lambda: papermill.execute_notebook(str(notebook), str(tmp_path/'done.ipynb'), given, cwd=str(notebook.parent), progress_bar=False))
     told = json.loads((tmp_path/f'smoke_{figure}.json').read_text())
     assert told['preset'] == 'smoke' and told['numbers']
+    if name == 'x7_mix': assert load_model(made[1]/'runs'/'x7_mix'/'model.safetensors')[3]['share'] == 0.5
     if name == 'e5_grid': assert list((tmp_path/'arms').glob('*.json')) and list((tmp_path/'arms').glob('*/validation.jsonl.xz'))
