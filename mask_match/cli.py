@@ -10,8 +10,8 @@ __all__ = ['COMMANDS', 'OPTIONS', 'run_synth', 'run_data', 'check_run', 'run_sta
 import argparse, contextlib, json, math, os, re, sys, tempfile, time, traceback
 from pathlib import Path
 import mask_match
-from .config import project_root
-from .terminal import CliError, Progress, complain, explain, is_expected, near, say, show
+from .config import near, project_root
+from .terminal import CliError, Progress, complain, explain, is_expected, say, show
 
 # %% ../nbs/61_cli.ipynb #98f45f74
 def run_synth(args):

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['SHAPES', 'PRESETS', 'RenderConfig', 'AugmentConfig', 'no_augment', 'EncoderConfig', 'DecoderConfig', 'FitConfig',
            'PretrainConfig', 'AttendConfig', 'FinetuneConfig', 'DataConfig', 'Config', 'ConfigError', 'to_dict',
-           'from_dict', 'config_hash', 'override', 'parse_overrides', 'smoke', 'quick', 'cpu', 'paper', 'preset',
-           'configure', 'project_root']
+           'from_dict', 'config_hash', 'near', 'override', 'parse_overrides', 'smoke', 'quick', 'cpu', 'paper',
+           'preset', 'configure', 'project_root']
 
 # %% ../nbs/00_config.ipynb #4af58c95
 import dataclasses, difflib, hashlib, json
@@ -192,10 +192,13 @@ def config_hash(config) -> str:  # 12 hexadecimal digits
 # %% ../nbs/00_config.ipynb #8588c0b8
 def _kind(f): return globals()[f.type] if isinstance(f.type, str) else f.type
 
+def near(wrong, names, otherwise: str = 'there are') -> str:
+    "The nearest name, or all names, as the end of a sentence about a wrong one."
+    found = difflib.get_close_matches(str(wrong), list(map(str, names)), 1, 0.5)
+    return f"; did you mean '{found[0]}'?" if found else f"; {otherwise}: {', '.join(map(str, names)) or 'none'}"
+
 def _known(name, fields, where):
-    if name in fields: return
-    near = difflib.get_close_matches(name, fields, 1, 0.5)
-    raise ConfigError(f"{where} has no setting '{name}'" + (f"; did you mean '{near[0]}'?" if near else f"; it has: {', '.join(fields)}"))
+    if name not in fields: raise ConfigError(f"{where} has no setting '{name}'{near(name, fields, 'it has')}")
 
 _choices = {'global_loss': ('ntxent', 'barlow', 'vicreg'), 'schedule': ('progressive', 'constant', 'reversed'),
             'where': ('attention', 'random', 'stroke', 'symbol'), 'match': ('cosine', 'infonce'), 'source': ('synth', 'crohme'), 'plan': ('halves', 'shelves'),
@@ -279,9 +282,7 @@ PRESETS = dict(smoke=smoke, quick=quick, cpu=cpu, paper=paper)
 
 def preset(name: str) -> Config:
     "The preset called `name`."
-    if name not in PRESETS:
-        near = difflib.get_close_matches(name, PRESETS, 1, 0.4)
-        raise ConfigError(f"there is no preset '{name}'" + (f"; did you mean '{near[0]}'?" if near else f"; there are: {', '.join(PRESETS)}"))
+    if name not in PRESETS: raise ConfigError(f"there is no preset '{name}'{near(name, PRESETS)}")
     return PRESETS[name]()
 
 def configure(name: str, seed: int | None = None, overrides=()) -> Config:

@@ -7,11 +7,10 @@ __all__ = ['ENCODERS', 'ConvNorm', 'Residual', 'Aggregate', 'Compact', 'Chain', 
            'Encoder', 'make_encoder']
 
 # %% ../nbs/21_encoder.ipynb #159830d1
-import difflib
 import torch
 from torch import nn
 from torch.nn import functional as F
-from .config import EncoderConfig
+from .config import EncoderConfig, near
 
 # %% ../nbs/21_encoder.ipynb #003bd31f
 class ConvNorm(nn.Sequential):
@@ -119,8 +118,5 @@ ENCODERS = dict(compact=Compact, chain=Chain, pyramid=Pyramid, densenet_b=DenseN
 
 def make_encoder(config: EncoderConfig) -> Encoder:
     "Build the encoder that `config.name` asks for, with fresh weights."
-    if config.name not in ENCODERS:
-        near = difflib.get_close_matches(config.name, ENCODERS, 1, 0.4)
-        raise ValueError(f"there is no encoder '{config.name}'" + (f"; did you mean '{near[0]}'?" if near else '')
-                         + f" encoder.name is one of {', '.join(ENCODERS)}")
+    if config.name not in ENCODERS: raise ValueError(f"there is no encoder '{config.name}' (setting encoder.name){near(config.name, ENCODERS)}")
     return Encoder(ENCODERS[config.name](), config)

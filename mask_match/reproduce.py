@@ -9,14 +9,14 @@ __all__ = ['PLACES', 'EXPERIMENTS', 'ReproduceError', 'Task', 'need_papermill', 
            'reproduce']
 
 # %% ../nbs/60_reproduce.ipynb #6221be3e
-import ast, difflib, hashlib, json, os, shutil, time, warnings
+import ast, hashlib, json, os, shutil, time, warnings
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from unittest import mock
 import mask_match
-from .config import override, parse_overrides, preset as preset_called, project_root
+from .config import near, override, parse_overrides, preset as preset_called, project_root
 from .runs import file_hash, followed, provenance, write_json
 
 # %% ../nbs/60_reproduce.ipynb #47089161
@@ -70,9 +70,7 @@ def problems(task: Task) -> list[str]:
     seen = set(need_papermill().inspect_notebook(str(task.notebook)))
     found = [f"{task.notebook}: only papermill sees a parameter '{n}'; write one `name = literal` a line" for n in sorted(seen - set(known))]
     for name, value in task.parameters.items():
-        if name not in known:
-            near = difflib.get_close_matches(name, known, 1, 0.5)
-            found.append(f"{task.notebook}: unknown parameter '{name}'; " + (f"did you mean '{near[0]}'?" if near else f"it has: {', '.join(known) or 'none'}"))
+        if name not in known: found.append(f"{task.notebook}: unknown parameter '{name}'{near(name, known, 'it has')}")
         try: same = ast.literal_eval(repr(value)) == value
         except (ValueError, SyntaxError): same = False
         if not same: found.append(f"{task.notebook}: parameter '{name}' gets {value!r}, which is not a literal")
