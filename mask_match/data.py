@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 import numpy as np, torch
 from safetensors.numpy import save_file
-from .batches import plan_batches, shelf, snug, stack_images
+from .batches import plan_batches, shelf, snug, stack_images, stack_tokens
 from .config import AugmentConfig, Config, FitConfig, RenderConfig, no_augment
 from .latex import LatexError, Vocabulary, canonical
 from .exchange import exchanged, places
@@ -197,10 +197,10 @@ class _Drawer:
         drawn = [self._draw(k, t, g)[:3] for k, t, g in zip(which, traces, groups)]
         drawn = snug(drawn, self.config.render.margin, self.bend.snug, self._shape(which))
         image, sizes = stack_images([draw(*one) for one in drawn], self._shape(which))
-        ids = [torch.tensor(self.vocabulary.encode(c), dtype=torch.long) for c in captions]
-        tokens = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True)
+        ids = [self.vocabulary.encode(c) for c in captions]
         symbols = [row for b, some in enumerate(symbols) for row in _centres(self.vocabulary, b, some, drawn[b][0])]
-        return Batch(image, sizes, tokens, torch.tensor([len(i) for i in ids]), [self.packed.names[self.samples[k][0]] for k in which], [d[0] for d in drawn],
+        names = [self.packed.names[self.samples[k][0]] for k in which]
+        return Batch(image, sizes, stack_tokens(ids), torch.tensor([len(i) for i in ids]), names, [d[0] for d in drawn],
                      torch.tensor(symbols, dtype=torch.float32).reshape(-1, 4), groups)
 
     def _views(self, which):

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 import numpy as np, torch
 from .automaton import Automaton
+from .batches import stack_tokens
 from .config import Config
 from .data import Batch, Epoch, Packed, rejected_records
 from .decoder import both_directions
@@ -112,9 +113,9 @@ def shown(packed: Packed, vocabulary: Vocabulary, config: Config, condition: str
     epoch = Epoch(packed, vocabulary, config, config.finetune.fit, is_training=False)
     for batch in (epoch[number] for number in range(len(epoch))):
         mine = [reader[name] for name in batch.names]
-        ids = [torch.tensor(vocabulary.encode(captions[i]), dtype=torch.long) for i in mine]
+        ids = [vocabulary.encode(captions[i]) for i in mine]
         yield replace(batch, image=torch.zeros_like(batch.image) if condition == 'blank' else batch.image, names=[packed.names[i] for i in mine],
-                      tokens=torch.nn.utils.rnn.pad_sequence(ids, batch_first=True), lengths=torch.tensor([len(i) for i in ids]))
+                      tokens=stack_tokens(ids), lengths=torch.tensor([len(i) for i in ids]))
 
 # %% ../nbs/58_prior.ipynb #04a2e7da
 def look(model: MaskMatch, batch: Batch) -> tuple:  # features [b d h w], maps [b s h w], is_blank [b h w]
