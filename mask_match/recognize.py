@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SHIPPED', 'AHEAD', 'to_picture', 'ink_file', 'to_image', 'Recognition', 'Failure', 'name_of', 'piece_boxes',
-           'stacked', 'looks_like_words', 'doubts', 'default_weights', 'find_weights', 'Recognizer', 'read_images',
-           'read_image', 'overlay']
+           'stacked', 'parted', 'looks_like_words', 'doubts', 'default_weights', 'find_weights', 'Recognizer',
+           'read_images', 'read_image', 'overlay']
 
 # %% ../nbs/50_recognize.ipynb #90548119
 import importlib.resources, itertools, os
@@ -98,15 +98,21 @@ def piece_boxes(is_ink: np.ndarray) -> np.ndarray:  # bool [H W] -> [pieces 4]
     for edge, outer, at in ((0, np.minimum, row), (1, np.maximum, row + 1), (2, np.minimum, start), (3, np.maximum, end)): outer.at(boxes[:, edge], label, at)
     return boxes
 
-def stacked(image: np.ndarray) -> int:  # uint8 [H W], 255 = ink
-    "How many symbols stand above symbols of their size with no bar in between, or below, whichever are fewer: many in lines of writing one below the other."
+def _symbols(image):
+    "Boxes of the pieces of ink, which of them are bars, which symbols (neither bars nor specks), and how high a symbol is (pixels; 0 where there is none)."
     boxes = piece_boxes(image > 110)
     high, wide = boxes[:, 1] - boxes[:, 0], boxes[:, 3] - boxes[:, 2]
     is_flat, is_speck = wide >= 3*high, high < 3
-    if (is_flat | is_speck).all(): return 0
-    size = np.median(high[~is_flat & ~is_speck])                                # of a symbol
-    is_symbol, is_bar = ~is_flat & (high >= max(3, 0.6*size)) & (high <= 2.5*size), is_flat & (wide >= 0.8*size)
-    symbols, bars = boxes[is_symbol][:500], boxes[is_bar][:500]                 # no expression has more
+    is_symbol = ~is_flat & ~is_speck
+    return boxes, is_flat, is_symbol, np.median(high[is_symbol]) if is_symbol.any() else 0
+
+def stacked(image: np.ndarray) -> int:  # uint8 [H W], 255 = ink
+    "How many symbols stand above symbols of their size with no bar in between, or below, whichever are fewer: many in lines of writing one below the other."
+    boxes, is_flat, is_symbol, size = _symbols(image)
+    if not size: return 0
+    high, wide = boxes[:, 1] - boxes[:, 0], boxes[:, 3] - boxes[:, 2]
+    symbols = boxes[~is_flat & (high >= max(3, 0.6*size)) & (high <= 2.5*size)][:500]                # no expression has more
+    bars = boxes[is_flat & (wide >= 0.8*size)][:500]
     top, foot, left, right = symbols.T
     shared = lambda other: np.minimum.outer(right, other[:, 3]) - np.maximum.outer(left, other[:, 2])  # of their widths (pixels)
     above = shared(symbols) >= 0.35*np.minimum.outer(right - left, right - left)
@@ -115,6 +121,23 @@ def stacked(image: np.ndarray) -> int:  # uint8 [H W], 255 = ink
     crossed, over = shared(bars) > 0.3*(right - left)[:, None], np.less.outer((top + foot)/2, bars[:, :2].mean(1))
     above &= (crossed & over).astype(np.float32) @ (crossed & ~over).T == 0       # no bar with one over it and one under it
     return int(min(above.any(0).sum(), above.any(1).sum()))
+
+# %% ../nbs/50_recognize.ipynb #50a00003
+def parted(image: np.ndarray) -> int:  # uint8 [H W], 255 = ink
+    "How many symbols stand above a blank band across the page, or below, whichever are fewer; a band along a bar, as in a fraction, does not count."
+    boxes, is_flat, is_symbol, size = _symbols(image)
+    most, (top, foot, left, right) = 0, boxes.T
+    for slope in np.linspace(-0.08, 0.08, 9) if size else ():                    # lines may be askew, by five degrees
+        head, end = top - slope*(left + right)/2, foot - slope*(left + right)/2
+        order = head.argsort()
+        reach = np.maximum.accumulate(end[order])
+        for k in np.flatnonzero(head[order][1:] - reach[:-1] >= 0.15*size):
+            sides = order[:k + 1], order[k + 1:]
+            narrower = min(right[side].max() - left[side].min() for side in sides)
+            is_near = (end > reach[k] - 1.2*size) & (head < head[order[k + 1]] + 1.2*size)
+            if (is_flat & is_near & (right - left > 0.6*narrower)).any(): continue
+            most = max(most, min(is_symbol[side].sum() for side in sides))
+    return int(most)
 
 # %% ../nbs/50_recognize.ipynb #e924c5b2
 def looks_like_words(tokens: list) -> bool:
@@ -128,7 +151,7 @@ def doubts(image: np.ndarray, tokens: list, finished: bool, config: RenderConfig
     H, W = image.shape
     is_shrunk = H >= config.max_height - 3 or W >= config.max_width - 3
     found = [(is_shrunk, f'the ink is so large that it was scaled down to {H} x {W} pixels; crop it to one expression'),
-             (confidence < min(0.1*stacked(image), 0.5), 'this looks like several lines of writing; crop it to one expression'),
+             (confidence < min(max(stacked(image), 2*parted(image))/10, 0.6), 'this looks like several lines of writing; crop it to one expression'),
              (confidence < 0.5 and looks_like_words(tokens), 'hardly anything but letters, and hard to read: this may be text; crop it to one expression'),
              (not tokens, 'nothing was read'), (not finished, 'the reading was cut off at the longest length'),
              (bool(tokens) and not is_valid(tokens), 'the reading is not well-formed LaTeX')]
