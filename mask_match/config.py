@@ -244,10 +244,9 @@ def parse_overrides(items) -> dict:
 def smoke():
     "Seconds: everything runs, nothing is learnt."
     fit = FitConfig(steps=4, batch_pixels=60_000, batch_max=8, log_every=1, checkpoint_every=2, ema=0.9)
-    return Config(preset='smoke', threads=1, beam=2, data=DataConfig(grammar='small', n_train=64, n_validation=12, n_test=12),
-                  encoder=EncoderConfig(width=64), decoder=DecoderConfig(heads=4, layers=1, feedforward=128, max_tokens=16),
-                  pretrain=PretrainConfig(hidden=64, projection=32, local_cells=128, fit=fit), attend=AttendConfig(slots=4, fit=fit),
-                  finetune=FinetuneConfig(fit=fit))
+    return Config(preset='smoke', threads=1, beam=2, data=DataConfig(grammar='small', n_train=64, n_validation=12, n_test=12), encoder=EncoderConfig(width=64),
+                  decoder=DecoderConfig(heads=4, layers=1, feedforward=128, max_tokens=16), attend=AttendConfig(slots=4, fit=fit),
+                  pretrain=PretrainConfig(hidden=64, projection=32, local_cells=128, fit=fit), finetune=FinetuneConfig(fit=fit))
 
 def quick():
     "Minutes on two CPU cores: learns a small grammar from synthesised ink."
@@ -255,7 +254,8 @@ def quick():
     return Config(preset='quick', data=DataConfig(grammar='small', n_train=8000, n_validation=300, n_test=500),
                   encoder=EncoderConfig(width=128), decoder=DecoderConfig(heads=4, layers=2, feedforward=384, dropout=0.1, max_tokens=24),
                   pretrain=PretrainConfig(fit=replace(fit, steps=60, log_every=5)), attend=AttendConfig(fit=replace(fit, steps=60, log_every=5)),
-                  finetune=FinetuneConfig(cutout_share=0.5, cutout_end=0.1, fit=replace(fit, steps=2800, evaluate_every=400)))
+                  finetune=FinetuneConfig(cutout_share=0.5, cutout_end=0.1,
+                                          fit=replace(fit, batch_max=32, plan='shelves', passes=2, steps=2800, evaluate_every=400)))
 
 # %% ../nbs/00_config.ipynb #9d860477
 def cpu():
