@@ -72,7 +72,8 @@ def _shelves(sizes, fit, rng):
     return batches
 
 # %% ../nbs/13_batches.ipynb #13000006
-RUN, MIXED = 8, 16  # how many batches of a shape come at a time; of how many shapes at once (ours)
+RUN = 8     # batches of a shape that come at a time, at most (ours)
+MIXED = 16  # shapes at a time (ours)
 
 def plan_batches(sizes: np.ndarray,          # height and width (pixels), tokens [N 3]
                  fit: FitConfig, rng: np.random.Generator) -> list:  # list of index arrays

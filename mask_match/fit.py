@@ -79,7 +79,7 @@ class Stepper(nn.Module):
 
 def make_fabric(config: Config, fit: FitConfig) -> Fabric:
     """A launched Fabric for this config: GPUs where there are any, else CPU processes.
-    On the CPU every batch shape has its own compiled kernels, fifty or more; a few more are kept than by default (1,024), but not all of a run."""
+    On the CPU every batch shape has some fifty compiled kernels of its own; room is made for a few more than by default (1,024), but not for all of a run."""
     os.environ.setdefault('ONEDNN_PRIMITIVE_CACHE_CAPACITY', '1536')  # about 1 GB; 8,192 (5 GB) made a long run of many shapes a third slower once it was full
     os.environ.setdefault('TORCH_CUDNN_V8_API_LRU_CACHE_LIMIT', '0')  # no limit: else a GPU forgets the plans of all but some thirty shapes
     if not torch.cuda.is_available(): torch.set_num_threads(config.threads)
