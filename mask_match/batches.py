@@ -7,9 +7,9 @@ __all__ = ['RUN', 'MIXED', 'AT_ONCE', 'grid_ceil', 'shelf', 'stack_images', 'sta
            'side_by_side']
 
 # %% ../nbs/13_batches.ipynb #13000002
-import math
+import functools, math, os
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 import numpy as np, torch
 from .config import FitConfig
 
@@ -75,14 +75,19 @@ def _shelves(sizes, fit, rng):
 RUN = 8     # batches of a shape that come at a time, at most (ours)
 MIXED = 16  # shapes at a time (ours)
 
-def plan_batches(sizes: np.ndarray,          # height and width (pixels), tokens [N 3]
-                 fit: FitConfig, rng: np.random.Generator) -> list:  # list of index arrays
+def plan_batches(sizes: np.ndarray,     # height and width (pixels), tokens [N 3]
+                 fit: FitConfig, rng: np.random.Generator,
+                 together: int = 1      # batches of a step: of one shape or, where none is left, of like work
+                ) -> list:              # list of index arrays; the last step may lack some
     "Cut samples into batches of like shape, as `fit.plan` says, in random order; but few shapes at a time: up to `RUN` batches each of `MIXED` shapes."
     plan, edge = dict(halves=(_halves, grid_ceil), shelves=(_shelves, shelf))[fit.plan]
-    of_shape, shuffled = {}, lambda items: [items[i] for i in rng.permutation(len(items))]
-    for batch in plan(sizes, fit, rng): of_shape.setdefault((len(batch), *map(edge, sizes[batch, :2].max(0))), []).append(batch)
-    runs = shuffled([same[k:k + RUN] for same in of_shape.values() for k in range(0, len(same), RUN)])
-    return [batch for k in range(0, len(runs), MIXED) for batch in shuffled([b for run in runs[k:k + MIXED] for b in run])]
+    shape = lambda batch: (len(batch), *map(edge, sizes[batch, :2].max(0)))
+    shuffled = lambda items: [items[i] for i in rng.permutation(len(items))]
+    made, of_shape, turns = sorted(plan(sizes, fit, rng), key=lambda batch: (math.prod(shape(batch)), shape(batch))), {}, max(1, RUN//together)
+    for step in (made[k:k + together] for k in range(0, len(made), together)): of_shape.setdefault(shape(step[0]), []).append(step)
+    runs = shuffled([same[k:k + turns] for same in of_shape.values() for k in range(0, len(same), turns)])
+    steps = [step for k in range(0, len(runs), MIXED) for step in shuffled([s for run in runs[k:k + MIXED] for s in run])]
+    return [batch for step in sorted(steps, key=len, reverse=True) for batch in step]
 
 # %% ../nbs/13_batches.ipynb #38761de2
 def snug(drawn: list, margin: int, most: float, shape: tuple | None = None) -> list:  # of (traces, (H, W), pen width), as `drawn`
@@ -95,13 +100,21 @@ def snug(drawn: list, margin: int, most: float, shape: tuple | None = None) -> l
             for (traces, _, pen), n, f in zip(drawn, inner, factors)]
 
 # %% ../nbs/13_batches.ipynb #bec7e243
-AT_ONCE = 4  # batches read side by side, at most: more would wait for Python (ours)
+AT_ONCE = 4  # batches side by side, at most: more would wait for Python (ours)
+
+@functools.cache
+def _threads(n): return ThreadPoolExecutor(n)  # kept: a new thread has to find room for its work again
+if hasattr(os, 'register_at_fork'): os.register_at_fork(after_in_child=_threads.cache_clear)  # a forked process has none of them
 
 def side_by_side(f: Callable, items: list, device: torch.device) -> Iterator:
     "Yield `f(item)` of each, in order; on a CPU several at a time, each with its share of torch's threads. An error ends it."
     n = torch.get_num_threads()
-    at_once = min(n, AT_ONCE, len(items)) if device.type == 'cpu' else 1
+    at_once, begun = min(n, AT_ONCE, len(items)) if device.type == 'cpu' else 1, []
     if at_once < 2: yield from map(f, items); return
+    def alone(item): torch.set_num_threads(n//at_once); return f(item)
     try:
-        with ThreadPoolExecutor(at_once, initializer=torch.set_num_threads, initargs=(n//at_once,)) as pool: yield from pool.map(f, items)
-    finally: torch.set_num_threads(n)                                          # some of its libraries keep one number for all threads
+        begun = [_threads(at_once).submit(alone, item) for item in items]
+        for one in begun: yield one.result()
+    finally:
+        for one in begun: one.cancel()
+        wait(begun); torch.set_num_threads(n)                                  # some of its libraries keep one number for all threads

@@ -6,7 +6,7 @@
 __all__ = ['bench_train', 'bench_step', 'recomputing_beams', 'peak_memory', 'bench_decode']
 
 # %% ../nbs/53_bench.ipynb #53b00002
-import sys, time
+import math, sys, time
 from dataclasses import replace
 from itertools import islice
 import numpy as np, torch
@@ -27,7 +27,8 @@ def _seconds(work) -> float:
 def bench_train(config: Config, packed: Packed, batches: int = 100) -> dict:  # rates in expressions a second
     "Rates of stage 3: data alone, model alone, both; and the share of pixels that are padding. One process."
     vocabulary, c = Vocabulary.field(), config.finetune
-    fabric, some = make_fabric(config, c.fit), replace(c.fit, steps=batches, log_every=batches, evaluate_every=0, accumulate=1)
+    steps = math.ceil(batches/c.fit.accumulate); batches = steps*c.fit.accumulate
+    fabric, some = make_fabric(config, c.fit), replace(c.fit, steps=steps, log_every=steps, evaluate_every=0)
     fresh = lambda: islice(stream(packed, vocabulary, config, some, share=(c.cutout_share, c.cutout_share), exchange=c.exchange_share), batches)
     train = lambda source: _seconds(lambda: list(fit(fabric, make_model(config, vocabulary), finetune_step, lambda at: iter(source), some, config.seed)))
     made = list(fresh())

@@ -82,7 +82,7 @@ class FitConfig:
     weight_decay: float = 1e-2    # of AdamW, weights only (not biases and norms)
     warmup: float = 0.05          # share of the steps spent warming up (fraction)
     clip: float = 1.0             # largest gradient norm
-    accumulate: int = 1           # batches per optimiser step
+    accumulate: int = 1           # batches per optimiser step (on a CPU side by side)
     ema: float = 0.999            # momentum of the averaged weights that are evaluated (0: none)
     precision: str = 'bf16-mixed' # Lightning Fabric precision: 32-true, bf16-mixed
     log_every: int = 20           # steps between log records
@@ -255,7 +255,7 @@ def quick():
                   encoder=EncoderConfig(width=128), decoder=DecoderConfig(heads=4, layers=2, feedforward=384, dropout=0.1, max_tokens=24),
                   pretrain=PretrainConfig(fit=replace(fit, steps=60, log_every=5)), attend=AttendConfig(fit=replace(fit, steps=60, log_every=5)),
                   finetune=FinetuneConfig(cutout_share=0.5, cutout_end=0.1,
-                                          fit=replace(fit, batch_max=32, plan='shelves', passes=2, steps=2800, evaluate_every=400)))
+                                          fit=replace(fit, batch_max=16, accumulate=2, plan='shelves', passes=2, steps=2800, evaluate_every=400)))
 
 # %% ../nbs/00_config.ipynb #9d860477
 def cpu():
@@ -264,8 +264,8 @@ def cpu():
     return Config(preset='cpu', data=DataConfig(source='crohme'), encoder=EncoderConfig(width=192),
                   decoder=DecoderConfig(heads=6, layers=2, feedforward=768, dropout=0.2),
                   pretrain=PretrainConfig(fit=replace(fit, steps=600)), attend=AttendConfig(fit=replace(fit, steps=600)),
-                  finetune=FinetuneConfig(cutout_share=0.5, cutout_end=0.2, exchange_share=0.5,
-                                          fit=replace(fit, batch_max=16, plan='shelves', passes=4, steps=30_000, evaluate_every=3000, checkpoint_every=1000)))
+                  finetune=FinetuneConfig(cutout_share=0.5, cutout_end=0.2, exchange_share=0.5, fit=replace(
+                      fit, batch_max=16, accumulate=2, plan='shelves', passes=4, steps=15_000, evaluate_every=1500, checkpoint_every=500)))
 
 def paper():
     "The full-size system on one GPU."

@@ -260,7 +260,7 @@ class Epoch(_Planned, _Drawer, torch.utils.data.Dataset):
         sizes = np.array([(*packed.extent(i, cut and cut[1]), self._length(i, cut, swaps)) for i, cut, swaps in self.samples])
         scales = np.stack([self.scales*config.render.stroke_height]*2 + [np.ones(len(sizes))], 1)
         self.sizes, self.fit = sizes*scales + np.array([2*config.render.margin]*2 + [0]), fit
-        self.batches = plan_batches(self.sizes, fit, rng)
+        self.batches = plan_batches(self.sizes, fit, rng, fit.accumulate*config.devices)
 
     def __len__(self): return len(self.batches)
     def __getitem__(self, number: int):

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from .config import DecoderConfig
+from .encoder import Dropout
 from .latex import EOS, PAD, SOS
 
 # %% ../nbs/40_decoder.ipynb #9b7aa641
@@ -179,12 +180,11 @@ class Layer(nn.Module):
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(3))
         self.text, self.image = SelfAttention(width, config.heads), CrossAttention(width, config.heads, coverage)
         self.feed = nn.Sequential(nn.Linear(width, config.feedforward), nn.GELU(), nn.Linear(config.feedforward, width))
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def forward(self, x, keys, values, previous, memory, past=None, covered=None):
         y, past = self.text(self.norms[0](x), past)
-        x = x + self.dropout(y)
-        y, attention, covered = self.image(self.norms[1](x), keys, values, memory.extra, previous, memory.grid, memory.place, covered)
+        y, attention, covered = self.image(self.norms[1](x := x + self.dropout(y)), keys, values, memory.extra, previous, memory.grid, memory.place, covered)
         return (x := x + self.dropout(y)) + self.dropout(self.feed(self.norms[2](x))), attention, past, covered
 
 # %% ../nbs/40_decoder.ipynb #60ae5b36
@@ -229,7 +229,7 @@ class Decoder(nn.Module):
         self.width, self.n_words, self.embed, self.cells = width, vocabulary, nn.Embedding(vocabulary, width), Cells(config, width, slots)
         nn.init.normal_(self.embed.weight, std=width**-0.5)             # times sqrt(d) in `read`: entries of size 1, like the positions
         self.layers = nn.ModuleList(Layer(config, width, config.coverage and i > 0) for i in range(config.layers))
-        self.dropout, self.norm, self.head = nn.Dropout(config.dropout), nn.LayerNorm(width), nn.Linear(width, vocabulary)
+        self.dropout, self.norm, self.head = Dropout(config.dropout), nn.LayerNorm(width), nn.Linear(width, vocabulary)
 
     def memory(self, features, maps, is_pad, whole: bool = False) -> Memory:  # [b d h w], [b s h w] or None, [b h w]; whole: pads too
         "Prepare images once: cells, then keys and values of every layer."

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ENCODERS', 'ConvNorm', 'Residual', 'Aggregate', 'Compact', 'Chain', 'Pyramid', 'Bottleneck', 'DenseNetB', 'ResNet18',
-           'Encoder', 'make_encoder']
+           'Dropout', 'Encoder', 'make_encoder']
 
 # %% ../nbs/21_encoder.ipynb #159830d1
 import torch
@@ -94,12 +94,23 @@ class ResNet18(nn.Sequential):
         r = torchvision.models.resnet18(weights=None)
         super().__init__(nn.Conv2d(1, 64, 7, 2, 3, bias=False), r.bn1, r.relu, r.maxpool, r.layer1, r.layer2, r.layer3)
 
+# %% ../nbs/21_encoder.ipynb #1597cadc
+class Dropout(nn.Dropout):
+    "Dropout of values or, with `maps`, of whole channels [b d ...] (Srivastava et al. 2014; Tompson et al. 2015), on a CPU from `generator` where one is set."
+    def __init__(self, p: float, maps: bool = False):
+        super().__init__(p)
+        self.maps, self.generator = maps, None
+    def forward(self, x):
+        if self.generator is None or not self.training or x.is_cuda: return (F.dropout2d if self.maps else F.dropout)(x, self.p, self.training)
+        shape = (*x.shape[:2], *[1]*(x.ndim - 2)) if self.maps else x.shape
+        return x*torch.empty(shape, dtype=x.dtype).bernoulli_(1 - self.p, generator=self.generator).div_(max(1 - self.p, 1e-6))
+
 # %% ../nbs/21_encoder.ipynb #a4378215
 class Encoder(nn.Module):
     "A body and a neck: images to features of the configured width."
     def __init__(self, body: nn.Module, config: EncoderConfig):
         super().__init__()
-        self.body, self.neck, self.dropout = body, ConvNorm(body.channels, config.width, 1, act=False), nn.Dropout2d(config.dropout)
+        self.body, self.neck, self.dropout = body, ConvNorm(body.channels, config.width, 1, act=False), Dropout(config.dropout, maps=True)
         self.stride, self.width = body.stride, config.width
         for m in self.modules():
             if isinstance(m, nn.Conv2d): nn.init.kaiming_normal_(m.weight, nonlinearity='relu')

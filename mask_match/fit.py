@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 import torch
 from lightning_fabric import Fabric
 from torch import nn
+from .batches import side_by_side
 from .config import Config, FitConfig, to_dict
 from .runs import Run, save_tensors, seed_everything
 from .state import load_checkpoint, pack_state, save_checkpoint, unpack_state
@@ -71,11 +72,16 @@ class _Schedule:
 
 # %% ../nbs/23_fit.ipynb #23000004
 class Stepper(nn.Module):
-    "A model and its stage's step as one module, so that Fabric sees a `forward`."
+    "A model and its stage's step as one module, so that Fabric sees a `forward`; modules with a `generator` (dropout) draw from the batch's."
     def __init__(self, model: nn.Module, step: Callable):
         super().__init__()
         self.model, self.step = model, step
-    def forward(self, batch, progress, generator): return self.step(self.model, batch, progress, generator)
+    def forward(self, batch, progress, generator):
+        drawing = [m for m in self.model.modules() if hasattr(m, 'generator')]
+        for m in drawing: m.generator = generator
+        try: return self.step(self.model, batch, progress, generator)
+        finally:
+            for m in drawing: m.generator = None    # a generator cannot be copied with its module
 
 def make_fabric(config: Config, fit: FitConfig) -> Fabric:
     """A launched Fabric for this config: GPUs where there are any, else CPU processes.
@@ -103,21 +109,51 @@ class _Finite:
             raise FitError(f'the {what} is {value} at step {at}, learning rate {lr:.2e}, batch {", ".join(names)}; '
                            'the last good checkpoint is kept - lower fit.lr or look at these inks')
 
-def _descend(fabric, stepper, optimizer, source, config, at, seed, finite):  # -> learning rate, gradient norm, logs, expressions seen
+# %% ../nbs/23_fit.ipynb #e1a9d37f
+class _Twins:
+    "The model once for each of the `n` batches of a step: on a CPU twins of `stepper`, which share its weights; else (or in one of several processes) itself."
+    def __init__(self, fabric, stepper, n):
+        self.are_apart = n > 1 and fabric.device.type == 'cpu' and fabric.world_size == 1
+        copies = [Stepper(copy.deepcopy(stepper.module.model), stepper.module.step) for _ in range(n - 1)] if self.are_apart else []
+        for twin in copies:
+            for its, shared in zip(twin.parameters(), stepper.module.parameters(), strict=True): its.data = shared.data
+        self.each = [stepper, *map(fabric.setup_module, copies)] if self.are_apart else [stepper]*n
+        self.weights = [list(twin.parameters()) for twin in self.each]
+        self.statistics = [[buffer for name, buffer in twin.named_buffers() if 'running_' in name] for twin in self.each]
+
+    @torch.no_grad()
+    def run(self, f, device) -> list:
+        "`f(k, twin)` for each; then the first has the sum of the gradients (added in order) and the mean of the running statistics."
+        if not self.are_apart: return [f(k, twin) for k, twin in enumerate(self.each)]
+        for same in zip(*self.statistics):
+            for its in same[1:]: its.copy_(same[0])
+        made = list(side_by_side(lambda k: f(k, self.each[k]), range(len(self.each)), device))
+        for same in zip(*self.statistics): same[0].copy_(sum(same)/len(same))
+        for its in self.weights[1:]:
+            pairs = [(a, b) for a, b in zip(self.weights[0], its) if b.grad is not None]
+            for a, b in pairs: a.grad = torch.zeros_like(b) if a.grad is None else a.grad
+            torch._foreach_add_([a.grad for a, _ in pairs], [b.grad for _, b in pairs])
+            for _, b in pairs: b.grad = None
+        return made
+
+# %% ../nbs/23_fit.ipynb #19b9cb96
+def _descend(fabric, twins, optimizer, source, config, at, seed, finite):  # -> learning rate, gradient norm, logs, expressions seen
     "One optimiser step over `accumulate` batches, which `finite` looks at."
-    lr, generator, n = learning_rate(at, config), torch.Generator(fabric.device).manual_seed(seed*1_000_003 + at), 0
+    lr, n, batches, stepper = learning_rate(at, config), config.accumulate, [next(source) for _ in twins.each], twins.each[0]
     for group in optimizer.param_groups: group['lr'] = lr*group['factor']
-    for k in range(config.accumulate):
-        batch = next(source).to(fabric.device)
-        with fabric.no_backward_sync(stepper, enabled=k + 1 < config.accumulate):
-            loss, logs = stepper(batch, at/config.steps, generator)
-            finite.demand('loss', loss, at, lr, batch)
-            fabric.backward(loss/config.accumulate)
-        n += len(batch.names)
+    @torch.enable_grad()
+    def look(k, twin):
+        generator = torch.Generator(fabric.device).manual_seed(seed*1_000_003 + at*n + k)
+        with fabric.no_backward_sync(stepper, enabled=k + 1 < n):
+            loss, logs = twin(batches[k].to(fabric.device), at/config.steps, generator)
+            fabric.backward(loss/n)
+        return loss.detach(), logs
+    losses, logs = zip(*twins.run(look, fabric.device))
+    for loss, batch in zip(losses, batches): finite.demand('loss', loss, at, lr, batch)
     norm = fabric.clip_gradients(stepper, optimizer, max_norm=config.clip, error_if_nonfinite=False)
     if config.precision != '16-mixed': finite.demand('gradient norm', norm, at, lr, batch)  # a loss scaler skips such steps and scales down
     optimizer.step(); optimizer.zero_grad()
-    return lr, norm, logs, n
+    return lr, norm, {k: sum(one[k] for one in logs)/n for k in logs[0]}, sum(len(b.names) for b in batches)
 
 # %% ../nbs/23_fit.ipynb #8aa1a156
 def fit(fabric: Fabric, model: nn.Module, step: Callable, batches: Callable, config: FitConfig, seed: int = 0, run: Run | None = None,
@@ -134,9 +170,9 @@ def fit(fabric: Fabric, model: nn.Module, step: Callable, batches: Callable, con
     if average is not None: fabric.to_device(average)
     _follow(optimizer.optimizer)
     source, clock, seen, finite = iter(batches(kept*config.accumulate)), time.perf_counter(), 0, _Finite()
-    model, watch, schedule = stepper.module.model, _Watch(fabric, until), _Schedule(fabric, config, spent)
+    model, watch, schedule, twins = stepper.module.model, _Watch(fabric, until), _Schedule(fabric, config, spent), _Twins(fabric, stepper, config.accumulate)
     for at in range(begun := kept, config.steps):
-        lr, norm, logs, n = _descend(fabric, stepper, optimizer, source, config, place := schedule.place(at), seed, finite)
+        lr, norm, logs, n = _descend(fabric, twins, optimizer, source, config, place := schedule.place(at), seed, finite)
         seen, is_last = seen + n, place + 1 == config.steps
         if after_step: after_step(model)
         if average is not None: update_average(average, model, config.ema, at)

@@ -109,9 +109,9 @@ def _operations(config: Config, data: str, ink: str, stage: str, trial: int) -> 
     return counter.get_total_flops()/trial
 
 def operations_a_step(config: Config, data, stage: str, trial: int = 6) -> float:  # floating-point operations
-    "What a step of a stage costs on average: forward and backward pass, counted over a short run. The seed and the number of steps count for nothing here."
+    "What a step of a stage costs on average: forward and backward pass, counted over a short run. Seed, threads and number of steps do not count."
     part = getattr(config, stage)
-    config = replace(config, seed=1, **{stage: replace(part, fit=replace(part.fit, steps=trial))})
+    config = replace(config, seed=1, threads=1, **{stage: replace(part, fit=replace(part.fit, steps=trial))})
     return _operations(config, str(data), load_packed(data, 'train').hash(), stage, trial)
 
 def settled(config: Config, arm: Arm, seed: int, data) -> Config:

@@ -6,7 +6,7 @@
 __all__ = ['stream']
 
 # %% ../nbs/19_stream.ipynb #f45b212c
-import functools
+import functools, math
 from collections.abc import Iterator
 from dataclasses import replace
 import numpy as np, torch
@@ -27,12 +27,12 @@ def _exchange(packed, words, config, share):
 
 def _epochs(packed, vocabulary, config, fit, with_views, share, exchange, rank, world):
     "One epoch after the other: number of its first batch, the epoch, which of its batches are ours."
-    total, number, k = fit.steps*fit.accumulate, 0, 0
+    total, together, number, k = fit.steps*fit.accumulate, fit.accumulate*world, 0, 0
     while True:
         for part in packed.parts(np.random.default_rng([config.seed, k])):
             swaps, done = _exchange(part, vocabulary.words, config, exchange) if exchange else None, min(number/total, 1.)
             epoch = Epoch(part, vocabulary, config, fit, k, share=share[0] + (share[1] - share[0])*done, with_views=with_views, exchange=swaps)
-            mine = list(range(rank, len(epoch)//world*world, world)) if len(epoch) >= world else [rank % len(epoch)]
+            mine = [n % len(epoch) for n in range(math.ceil(len(epoch)/together)*together)][rank::world]  # the last step is filled up with the first batches
             yield number, epoch, mine
             number += len(mine)
         k += 1

@@ -18,7 +18,7 @@ LAYERS = [
     {'cli'},
 ]
 NARROW = {  # rooms that may see less than their layer allows
-    'config': set(), 'compat': set(), 'show': {'config'}, 'runs': {'config'}, 'state': {'runs'}, 'fit': {'config', 'compat', 'runs', 'state'},
+    'config': set(), 'compat': set(), 'show': {'config'}, 'runs': {'config'}, 'state': {'runs'}, 'fit': {'batches', 'config', 'compat', 'runs', 'state'},
     'figures': {'config', 'runs', 'metrics', 'show'},
 }
 MODELS = {'encoder', 'attention', 'decoder', 'search'}  # the automaton is made of a vocabulary once; a search gets its tables
