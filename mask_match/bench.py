@@ -43,13 +43,14 @@ def bench_train(config: Config, packed: Packed, batches: int = 100) -> dict:  # 
 def bench_step(config: Config, packed: Packed, batches: int = 12) -> dict:  # rates in expressions a second
     "Stage 3's step on the preset's own batches, against a plain one: float32, batches of 8 in any order."
     vocabulary, c, rates = Vocabulary.field(), config.finetune, {}
-    plain = replace(c.fit, precision='32-true', batch_max=8, batch_pixels=10**12)
+    plain = replace(c.fit, precision='32-true', batch_max=8, batch_pixels=10**12, accumulate=1)
     for name, fit_config in (('ours', c.fit), ('plain', plain)):
-        some = replace(fit_config, steps=batches, log_every=batches, evaluate_every=0, accumulate=1)
+        steps = math.ceil(batches/fit_config.accumulate)
+        some = replace(fit_config, steps=steps, log_every=steps, evaluate_every=0)
         epoch = Epoch(next(packed.parts()), vocabulary, config, some, share=c.cutout_share)
         order = np.random.default_rng(config.seed).permutation(len(epoch.samples))
         if name == 'plain': epoch.batches = [order[i:i + 8] for i in range(0, len(order), 8)]
-        made = [epoch[i % len(epoch)] for i in range(batches)]
+        made = [epoch[i % len(epoch)] for i in range(steps*some.accumulate)]
         train = lambda: list(fit(make_fabric(config, some), make_model(config, vocabulary), finetune_step, lambda at: iter(made), some, config.seed))
         train()  # compiles the kernels
         rates[name] = round(sum(len(b.names) for b in made)/_seconds(train), 2)

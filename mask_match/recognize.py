@@ -150,8 +150,9 @@ def doubts(image: np.ndarray, tokens: list, finished: bool, config: RenderConfig
     "Reasons to distrust a reading, in words."
     H, W = image.shape
     is_shrunk = H >= config.max_height - 3 or W >= config.max_width - 3
+    lines = max(stacked(image), 2*parted(image))/10 if confidence < 0.6 else 0.      # what is read well is one expression
     found = [(is_shrunk, f'the ink is so large that it was scaled down to {H} x {W} pixels; crop it to one expression'),
-             (confidence < min(max(stacked(image), 2*parted(image))/10, 0.6), 'this looks like several lines of writing; crop it to one expression'),
+             (confidence < lines, 'this looks like several lines of writing; crop it to one expression'),
              (confidence < 0.5 and looks_like_words(tokens), 'hardly anything but letters, and hard to read: this may be text; crop it to one expression'),
              (not tokens, 'nothing was read'), (not finished, 'the reading was cut off at the longest length'),
              (bool(tokens) and not is_valid(tokens), 'the reading is not well-formed LaTeX')]
