@@ -127,7 +127,12 @@ class _Twins:
         if not self.are_apart: return [f(k, twin) for k, twin in enumerate(self.each)]
         for same in zip(*self.statistics):
             for its in same[1:]: its.copy_(same[0])
-        made = list(side_by_side(lambda k: f(k, self.each[k]), range(len(self.each)), device))
+        def apart(k):
+            is_kept = torch.is_autocast_cache_enabled()
+            torch.set_autocast_cache_enabled(False)     # threads share that store of rounded weights, and who ends first empties it for all
+            try: return f(k, self.each[k])
+            finally: torch.set_autocast_cache_enabled(is_kept)
+        made = list(side_by_side(apart, range(len(self.each)), device))
         for same in zip(*self.statistics): same[0].copy_(sum(same)/len(same))
         for its in self.weights[1:]:
             pairs = [(a, b) for a, b in zip(self.weights[0], its) if b.grad is not None]
