@@ -265,7 +265,7 @@ def cpu():
                   decoder=DecoderConfig(heads=6, layers=2, feedforward=768, dropout=0.2),
                   pretrain=PretrainConfig(fit=replace(fit, steps=600)), attend=AttendConfig(fit=replace(fit, steps=600)),
                   finetune=FinetuneConfig(cutout_share=0.5, cutout_end=0.2, exchange_share=0.5, fit=replace(
-                      fit, batch_max=32, accumulate=2, plan='shelves', passes=4, steps=7500, evaluate_every=750, checkpoint_every=250)))
+                      fit, batch_max=32, plan='shelves', passes=4, steps=15_000, evaluate_every=1500, checkpoint_every=500)))
 
 def paper():
     "The full-size system on one GPU."

@@ -62,6 +62,14 @@ def test_a_killed_run_ends_with_the_same_weights(stage, whole, tmp_path):
     assert curve(whole(stage)) == curve(tmp_path/'cut') and len(curve(tmp_path/'cut')) == 12
 
 @pytest.mark.slow
+def test_two_batches_a_step_end_with_the_same_weights(whole, tmp_path):
+    argv = command('finetune', tmp_path/'cut', 'finetune.fit.accumulate=2')
+    kill_after(argv, tmp_path/'cut', 5); finish(argv)
+    finish(command('finetune', tmp_path/'whole', 'finetune.fit.accumulate=2'))
+    assert same(tmp_path/'whole'/'weights.safetensors', tmp_path/'cut'/'weights.safetensors')
+    assert not same(whole('finetune')/'weights.safetensors', tmp_path/'cut'/'weights.safetensors'), 'two batches a step are not one'
+
+@pytest.mark.slow
 def test_killed_twice_and_the_comparison_can_fail(whole, tmp_path):
     kill_after(command('finetune', tmp_path/'cut'), tmp_path/'cut', 2)  # before the first checkpoint
     kill_after(command('finetune', tmp_path/'cut'), tmp_path/'cut', 8)
