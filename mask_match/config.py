@@ -82,7 +82,7 @@ class FitConfig:
     weight_decay: float = 1e-2    # of AdamW, weights only (not biases and norms)
     warmup: float = 0.05          # share of the steps spent warming up (fraction)
     clip: float = 1.0             # largest gradient norm
-    accumulate: int = 1           # batches per optimiser step (on a CPU side by side)
+    accumulate: int = 1           # batches per optimiser step
     ema: float = 0.999            # momentum of the averaged weights that are evaluated (0: none)
     precision: str = 'bf16-mixed' # Lightning Fabric precision: 32-true, bf16-mixed
     log_every: int = 20           # steps between log records

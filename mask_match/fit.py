@@ -111,9 +111,11 @@ class _Finite:
 
 # %% ../nbs/23_fit.ipynb #e1a9d37f
 class _Twins:
-    "The model once for each of the `n` batches of a step: on a CPU twins of `stepper`, which share its weights; else (or in one of several processes) itself."
-    def __init__(self, fabric, stepper, n):
-        self.are_apart = n > 1 and fabric.device.type == 'cpu' and fabric.world_size == 1
+    """The model once for each batch of a step: in single precision on a CPU twins of `stepper`, which share its weights; else itself, each time.
+    (Mixed precision does not repeat to the bit side by side; several processes have no cores to spare.)"""
+    def __init__(self, fabric, stepper, config):
+        n, is_single = config.accumulate, precision_here(config.precision) == '32-true'
+        self.are_apart = n > 1 and is_single and fabric.device.type == 'cpu' and fabric.world_size == 1
         copies = [Stepper(copy.deepcopy(stepper.module.model), stepper.module.step) for _ in range(n - 1)] if self.are_apart else []
         for twin in copies:
             for its, shared in zip(twin.parameters(), stepper.module.parameters(), strict=True): its.data = shared.data
@@ -127,12 +129,7 @@ class _Twins:
         if not self.are_apart: return [f(k, twin) for k, twin in enumerate(self.each)]
         for same in zip(*self.statistics):
             for its in same[1:]: its.copy_(same[0])
-        def apart(k):
-            is_kept = torch.is_autocast_cache_enabled()
-            torch.set_autocast_cache_enabled(False)     # threads share that store of rounded weights, and who ends first empties it for all
-            try: return f(k, self.each[k])
-            finally: torch.set_autocast_cache_enabled(is_kept)
-        made = list(side_by_side(apart, range(len(self.each)), device))
+        made = list(side_by_side(lambda k: f(k, self.each[k]), range(len(self.each)), device))
         for same in zip(*self.statistics): same[0].copy_(sum(same)/len(same))
         for its in self.weights[1:]:
             pairs = [(a, b) for a, b in zip(self.weights[0], its) if b.grad is not None]
@@ -174,8 +171,8 @@ def fit(fabric: Fabric, model: nn.Module, step: Callable, batches: Callable, con
     stepper, optimizer = fabric.setup(Stepper(model, step), optimizer)
     if average is not None: fabric.to_device(average)
     _follow(optimizer.optimizer)
-    source, clock, seen, finite = iter(batches(kept*config.accumulate)), time.perf_counter(), 0, _Finite()
-    model, watch, schedule, twins = stepper.module.model, _Watch(fabric, until), _Schedule(fabric, config, spent), _Twins(fabric, stepper, config.accumulate)
+    source, clock, seen, finite, twins = iter(batches(kept*config.accumulate)), time.perf_counter(), 0, _Finite(), _Twins(fabric, stepper, config)
+    model, watch, schedule = stepper.module.model, _Watch(fabric, until), _Schedule(fabric, config, spent)
     for at in range(begun := kept, config.steps):
         lr, norm, logs, n = _descend(fabric, twins, optimizer, source, config, place := schedule.place(at), seed, finite)
         seen, is_last = seen + n, place + 1 == config.steps

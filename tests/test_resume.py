@@ -62,10 +62,12 @@ def test_a_killed_run_ends_with_the_same_weights(stage, whole, tmp_path):
     assert curve(whole(stage)) == curve(tmp_path/'cut') and len(curve(tmp_path/'cut')) == 12
 
 @pytest.mark.slow
-def test_two_batches_a_step_end_with_the_same_weights(whole, tmp_path):
-    argv = command('finetune', tmp_path/'cut', 'finetune.fit.accumulate=2')
+@pytest.mark.parametrize('precision', ['bf16-mixed', '32-true'])
+def test_two_batches_a_step_end_with_the_same_weights(precision, whole, tmp_path):
+    more = 'finetune.fit.accumulate=2', f'finetune.fit.precision={precision}', 'threads=2'
+    argv = command('finetune', tmp_path/'cut', *more)
     kill_after(argv, tmp_path/'cut', 5); finish(argv)
-    finish(command('finetune', tmp_path/'whole', 'finetune.fit.accumulate=2'))
+    finish(command('finetune', tmp_path/'whole', *more))
     assert same(tmp_path/'whole'/'weights.safetensors', tmp_path/'cut'/'weights.safetensors')
     assert not same(whole('finetune')/'weights.safetensors', tmp_path/'cut'/'weights.safetensors'), 'two batches a step are not one'
 
