@@ -7,7 +7,7 @@ __all__ = ['RUN', 'MIXED', 'AT_ONCE', 'grid_ceil', 'shelf', 'stack_images', 'sta
            'side_by_side']
 
 # %% ../nbs/13_batches.ipynb #13000002
-import functools, math, os
+import functools, math, os, threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 import numpy as np, torch
@@ -103,13 +103,13 @@ def snug(drawn: list, margin: int, most: float, shape: tuple | None = None) -> l
 AT_ONCE = 4  # batches side by side, at most: more would wait for Python (ours)
 
 @functools.cache
-def _threads(n): return ThreadPoolExecutor(n)  # kept: a new thread has to find room for its work again
+def _threads(n): return ThreadPoolExecutor(n, 'side by side')  # kept: a new thread has to find room for its work again
 if hasattr(os, 'register_at_fork'): os.register_at_fork(after_in_child=_threads.cache_clear)  # a forked process has none of them
 
 def side_by_side(f: Callable, items: list, device: torch.device) -> Iterator:
     "Yield `f(item)` of each, in order; on a CPU several at a time, each with its share of torch's threads. An error ends it."
-    n = torch.get_num_threads()
-    at_once, begun = min(n, AT_ONCE, len(items)) if device.type == 'cpu' else 1, []
+    n, is_inner = torch.get_num_threads(), threading.current_thread().name.startswith('side by side')  # who waits for their own thread waits for ever
+    at_once, begun = 1 if is_inner or device.type != 'cpu' else min(n, AT_ONCE, len(items)), []
     if at_once < 2: yield from map(f, items); return
     def alone(item): torch.set_num_threads(n//at_once); return f(item)
     try:

@@ -98,6 +98,7 @@ def plot_curves(curves: dict, xlabel='step', ylabel='', ax=None, references=None
         ax.annotate(name, (1, y), xycoords=('axes fraction', 'data'), ha='right', va='bottom', fontsize=8, color=REFERENCE,
                     bbox=dict(fc='white', ec='none', alpha=0.8, pad=1))
     ax.set(xlabel=xlabel, ylabel=ylabel, yscale='log' if log_y else 'linear')
-    if len(curves) > 1: ax.legend(fontsize=8, framealpha=0.8, edgecolor='none')
+    beside = dict(loc='center left', bbox_to_anchor=(1, 0.5)) if len(curves) > 3 else {}         # many names would hide the curves
+    if len(curves) > 1: ax.legend(fontsize=8, framealpha=0.8, edgecolor='none', **beside)
     sns.despine(ax=ax)
     return ax

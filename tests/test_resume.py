@@ -72,22 +72,21 @@ def test_two_batches_a_step_end_with_the_same_weights(precision, whole, tmp_path
     assert not same(whole('finetune')/'weights.safetensors', tmp_path/'cut'/'weights.safetensors'), 'two batches a step are not one'
 
 @pytest.mark.slow
-def test_killed_twice_and_the_comparison_can_fail(whole, tmp_path):
+def test_killed_twice(whole, tmp_path):
     kill_after(command('finetune', tmp_path/'cut'), tmp_path/'cut', 2)  # before the first checkpoint
     kill_after(command('finetune', tmp_path/'cut'), tmp_path/'cut', 8)
     finish(command('finetune', tmp_path/'cut'))
     assert same(whole('finetune')/'model.safetensors', tmp_path/'cut'/'model.safetensors')
     assert curve(whole('finetune')) == curve(tmp_path/'cut'), 'no record twice'
-    finish(command('finetune', tmp_path/'other', 'seed=2'))
-    assert not same(whole('finetune')/'model.safetensors', tmp_path/'other'/'model.safetensors')
 
 @pytest.mark.slow
 def test_two_processes_killed_together_go_on_to_the_same_weights(tmp_path):
     "Each process has random numbers of its own; both must find theirs again."
-    finish(command('finetune', tmp_path/'whole', 'devices=2'))
+    assert finish(command('finetune', tmp_path/'whole', 'devices=2')).count('run: ') == 1, 'only the first process speaks'
     kill_after(command('finetune', tmp_path/'cut', 'devices=2'), tmp_path/'cut', 5)
     finish(command('finetune', tmp_path/'cut', 'devices=2'))
-    assert same(tmp_path/'whole', tmp_path/'cut')
+    assert same(tmp_path/'whole', tmp_path/'cut') and len(curve(tmp_path/'whole')) == 12
+    assert load_tensors(tmp_path/'whole'/'model.safetensors')[0]
 
 def test_a_checkpoint_says_what_it_belongs_to(whole):
     run = whole('finetune')
@@ -134,7 +133,7 @@ def main(devices, accumulate, out):
     final = torch.cat([p.detach().flatten() for p in model.parameters()]).tolist()
     with open(f'{out}.{rank}', 'w') as f: json.dump(dict(world=world, weights=weights, final=final, losses=[r['loss'] for r in records], norms=[r['grad_norm'] for r in records]), f)
 
-if __name__ == '__main__': main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3])
+for devices, accumulate, out in json.loads(sys.argv[1]): main(devices, accumulate, out)
 '''
 
 @pytest.fixture(scope='module')
@@ -142,8 +141,8 @@ def toy(tmp_path_factory):
     "Results of the toy training: one process, two processes, one with two half batches a step."
     folder = tmp_path_factory.mktemp('toy')
     (folder/'toy.py').write_text(textwrap.dedent(TOY))
-    for name, devices, accumulate in (('one', 1, 1), ('two', 2, 1), ('halves', 1, 2)):
-        done = subprocess.run([sys.executable, str(folder/'toy.py'), str(devices), str(accumulate), str(folder/name)], env=environment(), cwd=folder, capture_output=True, text=True, timeout=600)
+    for runs in ([(1, 1, 'one'), (1, 2, 'halves')], [(2, 1, 'two')]):
+        done = subprocess.run([sys.executable, str(folder/'toy.py'), json.dumps(runs)], env=environment(), cwd=folder, capture_output=True, text=True, timeout=600)
         assert done.returncode == 0, done.stderr[-3000:]
     return {p.name: json.loads(p.read_text()) for p in folder.iterdir() if p.suffix in ('.0', '.1')}
 
@@ -161,9 +160,3 @@ def test_two_processes_are_one_with_the_double_batch(toy):
 @pytest.mark.slow
 def test_accumulated_halves_are_one_whole_batch(toy):
     torch.testing.assert_close(torch.tensor(toy['halves.0']['weights']), torch.tensor(toy['one.0']['weights']), rtol=1e-4, atol=1e-5)
-
-@pytest.mark.slow
-def test_the_command_trains_on_two_processes(tmp_path):
-    out = finish(command('finetune', tmp_path/'run', 'devices=2', 'finetune.fit.steps=3'))
-    assert out.count('run: ') == 1, 'only the first process speaks'
-    assert load_tensors(tmp_path/'run'/'model.safetensors')[0] and len(curve(tmp_path/'run')) == 3
