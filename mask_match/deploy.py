@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 from .config import Config, ConfigError, from_dict, to_dict
 from .batches import stack_images
-from .decoder import Decoder, Memory, State, read
+from .decoder import Decoder, Memory, State, in_order, read
 from .finetune import MaskMatch, load_model
 from .latex import Vocabulary
 from .render import render
@@ -124,8 +124,8 @@ class OnnxDecoder(nn.Module):
 
     def read(self, state: State, tokens: torch.Tensor):  # as `decoder.read`
         memory, (b, r, t), (l, heads, n, e) = state.memory, tokens.shape, state.memory.keys[0].shape[1:]
-        keys, values = state.past[0] or (torch.zeros(b, r, l, heads, 0, e),)*2
-        covered = torch.zeros(b, r, l, 2, n) if state.covered[0] is None else state.covered[0]
+        keys, values = (in_order(x, state.rows) for x in state.past[0] or (torch.zeros(b, r, l, heads, 0, e),)*2)
+        covered = torch.zeros(b, r, l, 2, n) if state.covered[0] is None else in_order(state.covered[0], state.rows)
         extra = memory.extra[:, :, 0].unflatten(-1, memory.grid)
         logits, attention, *past, covered = _run(self.sessions['decoder'], memory.keys[0], memory.values[0], extra, tokens, keys, values, covered)
         return logits, attention, State(memory, (tuple(past),), (covered,), state.time + t)

@@ -2,7 +2,8 @@
 import pytest, torch
 from torch.nn import functional as F
 from mask_match.config import DecoderConfig
-from mask_match.decoder import Cells, Decoder, both_directions, exclusive_cumsum, lift, sequence_loss, sine_2d
+from mask_match.coverage import exclusive_cumsum
+from mask_match.decoder import Cells, Decoder, both_directions, lift, sequence_loss, sine_2d
 
 def make(seed=0, k=20, d=32, s=3, **settings):
     "A decoder with no parameter at 0, so that every path counts."

@@ -7,7 +7,7 @@ ROOT = Path(__file__).resolve().parents[1]
 LAYERS = [
     {'config', 'compat', 'show', 'runs'},
     {'layout', 'sources', 'strokes', 'grammar', 'inkml', 'latex', 'masking', 'contrast', 'metrics', 'pen', 'trees', 'alignment'},
-    {'render', 'photo', 'synth', 'subexpressions', 'exchange', 'views', 'encoder', 'attention', 'automaton', 'decoder', 'search'},
+    {'render', 'photo', 'synth', 'subexpressions', 'exchange', 'views', 'encoder', 'attention', 'automaton', 'coverage', 'decoder', 'search'},
     {'batches', 'data', 'splits', 'stream'},
     {'state'},
     {'fit'},
@@ -21,7 +21,7 @@ NARROW = {  # rooms that may see less than their layer allows
     'config': set(), 'compat': set(), 'show': {'config'}, 'runs': {'config'}, 'state': {'runs'}, 'fit': {'batches', 'config', 'compat', 'runs', 'state'},
     'figures': {'config', 'runs', 'metrics', 'show'},
 }
-MODELS = {'encoder', 'attention', 'decoder', 'search'}  # the automaton is made of a vocabulary once; a search gets its tables
+MODELS = {'encoder', 'attention', 'coverage', 'decoder', 'search'}  # the automaton is made of a vocabulary once; a search gets its tables
 LOSSES = {'contrast'}
 RUNTIME = {'torch', 'numpy', 'PIL', 'lightning_fabric', 'safetensors', 'lxml', 'editdistance', 'seaborn', 'matplotlib', 'HersheyFonts', 'mask_match'}
 EXTRA = {'show': {'IPython'}, 'compat': {'torchvision'}, 'deploy': {'onnxruntime'}, 'report': {'nbconvert'}, 'reproduce': {'papermill'}, 'cli': {'papermill'}}
