@@ -82,7 +82,7 @@ class State:
         return State(self.memory if images is None else self.memory.select(images), self.past, self.covered, self.time, rows)
 
 # %% ../nbs/40_decoder.ipynb #40000002
-ROOM = 16  # tokens that a cache grows by (ours)
+ROOM = 16  # tokens that a cache grows by
 
 def in_order(x: torch.Tensor, rows) -> torch.Tensor:  # [b r ...], [b' r'] or None -> [b' r' ...]
     "The rows of a cache that go on, as `State.rows` says."
