@@ -10,6 +10,7 @@ import dataclasses, hashlib, json
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 import numpy as np, torch
 from safetensors.numpy import save_file
@@ -94,11 +95,11 @@ class Packed:
     def cutouts(self, i: int) -> list: return self.infos[i]['cutouts']
     def places(self, i: int) -> list: return self.infos[i].get('places', [])
 
-    def extent(self, i: int, chosen=None) -> tuple:  # (height, width) in stroke heights
-        "Height and width of ink `i` (or of its `chosen` traces) in multiples of its mean stroke height."
-        which = slice(self.ink_starts[i], self.ink_ends[i]) if chosen is None else self.ink_starts[i] + np.array(chosen)
-        w, h = self.high[which].max(0) - self.low[which].min(0)
-        return h/self.units[i], w/self.units[i]
+    def extents(self, inks: list, chosen: list) -> np.ndarray:  # height and width in stroke heights [n 2]
+        "Height and width of each of some inks (of its `chosen` traces, where they are not None) in multiples of its mean stroke height."
+        which = [range(a, b) if k is None else [a + i for i in k] for a, b, k in zip(self.ink_starts[inks].tolist(), self.ink_ends[inks].tolist(), chosen)]
+        flat, starts = np.fromiter(chain.from_iterable(which), np.int64), np.cumsum([0, *map(len, which[:-1])])
+        return (np.maximum.reduceat(self.high[flat], starts) - np.minimum.reduceat(self.low[flat], starts))[:, ::-1]/self.units[inks, None]
 
 # %% ../nbs/14_data.ipynb #52a63a13
 def rejected_records(packed: Packed) -> list[dict]:
@@ -257,9 +258,8 @@ class Epoch(_Planned, _Drawer, torch.utils.data.Dataset):
         low, high = np.log([self.bend.scale_low, self.bend.scale_high])
         self.scales = np.exp(rng.uniform(low, high, len(self.samples)))
         if with_views and fit.plan == 'shelves': self.scales[:] = self.bend.scale_high  # views draw their own scales: there is room for the largest
-        sizes = np.array([(*packed.extent(i, cut and cut[1]), self._length(i, cut, swaps)) for i, cut, swaps in self.samples])
-        scales = np.stack([self.scales*config.render.stroke_height]*2 + [np.ones(len(sizes))], 1)
-        self.sizes, self.fit = sizes*scales + np.array([2*config.render.margin]*2 + [0]), fit
+        pixels = packed.extents(usable, [cut and cut[1] for _, cut, _ in self.samples])*(self.scales*config.render.stroke_height)[:, None] + 2*config.render.margin
+        self.sizes, self.fit = np.c_[pixels, [self._length(*sample) for sample in self.samples]], fit
         self.batches = plan_batches(self.sizes, fit, rng, fit.accumulate*config.devices)
 
     def __len__(self): return len(self.batches)

@@ -6,7 +6,8 @@
 __all__ = ['MOST', 'likeness', 'places', 'Exchange', 'exchanged']
 
 # %% ../nbs/19_exchange.ipynb #1755f9aa
-import random, zlib
+import math, random, zlib
+from bisect import bisect_left
 import numpy as np
 from .inkml import Ink
 from .latex import BRACES, unparse
@@ -78,11 +79,11 @@ class Exchange:
     def __init__(self, packed, usable, share: float = 1.):
         listed = [(i, k, place) for i in usable for k, place in enumerate(packed.places(i))]
         self.packed, self.share, kinds = packed, share, {}
-        for i, k, (_, _, kind, traces) in listed:
-            h, w = packed.extent(i, traces)
-            if h*3 > 1 and w > 0: kinds.setdefault(kind, []).append((np.log(w/h), i, k))
+        sizes = packed.extents([i for i, _, _ in listed], [place[3] for _, _, place in listed]) if listed else []
+        for (i, k, (_, _, kind, _)), (h, w) in zip(listed, sizes):
+            if h*3 > 1 and w > 0: kinds.setdefault(kind, []).append((float(np.log(w/h)), i, k))
         self.guests = {kind: sorted(rows) for kind, rows in kinds.items()}
-        self.shapes = {kind: np.array([row[0] for row in rows]) for kind, rows in self.guests.items()}
+        self.shapes = {kind: [row[0] for row in rows] for kind, rows in self.guests.items()}
         self.shape_of = {(i, k): shape for rows in self.guests.values() for shape, i, k in rows}
 
     def draw(self, i: int, rng: np.random.Generator, most: int = 3) -> list:  # [(place, guest's ink, guest's place)]
@@ -92,7 +93,7 @@ class Exchange:
             start, end, kind, _ = mine[k]
             if len(chosen) == wanted: break
             if (i, k) not in self.shape_of or any(start < mine[c][1] and mine[c][0] < end for c, _, _ in chosen): continue
-            low, high = np.searchsorted(self.shapes[kind], self.shape_of[i, k] + np.log([0.5, 1.2]))
+            low, high = (bisect_left(self.shapes[kind], self.shape_of[i, k] + math.log(times)) for times in (0.5, 1.2))
             _, guest, place = self.guests[kind][rng.integers(low, high)]
             if guest != i: chosen.append((k, guest, place))
         return sorted(chosen, key=lambda c: mine[c[0]][0])

@@ -1,6 +1,7 @@
 "What all tests share: few threads, and the place of the CROHME ink where there is any."
 import os
 for name in ('OMP_NUM_THREADS', 'MKL_NUM_THREADS', 'OPENBLAS_NUM_THREADS', 'NUMEXPR_NUM_THREADS'): os.environ.setdefault(name, '1')  # before torch and numpy come in
+os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')  # threads that wait leave their core to the other worker: half the time where it is busy
 os.environ.setdefault('MPLBACKEND', 'agg')
 os.environ.setdefault('PYDEVD_DISABLE_FILE_VALIDATION', '1')  # a warning of every kernel
 
