@@ -258,8 +258,8 @@ class Epoch(_Planned, _Drawer, torch.utils.data.Dataset):
         low, high = np.log([self.bend.scale_low, self.bend.scale_high])
         self.scales = np.exp(rng.uniform(low, high, len(self.samples)))
         if with_views and fit.plan == 'shelves': self.scales[:] = self.bend.scale_high  # views draw their own scales: there is room for the largest
-        pixels = packed.extents(usable, [cut and cut[1] for _, cut, _ in self.samples])*(self.scales*config.render.stroke_height)[:, None] + 2*config.render.margin
-        self.sizes, self.fit = np.c_[pixels, [self._length(*sample) for sample in self.samples]], fit
+        pixels = packed.extents(usable, [cut and cut[1] for _, cut, _ in self.samples])*(self.scales*config.render.stroke_height)[:, None]
+        self.sizes, self.fit = np.c_[pixels + 2*config.render.margin, [self._length(*sample) for sample in self.samples]], fit
         self.batches = plan_batches(self.sizes, fit, rng, fit.accumulate*config.devices)
 
     def __len__(self): return len(self.batches)
