@@ -84,6 +84,13 @@ def test_imports_stand_alone(name):
         kinds = {isinstance(n, (ast.Import, ast.ImportFrom)) for n in syntax(source).body}
         assert kinds != {True, False} or name == '03_compat', f'imports and code in one exported cell: {source[:80]}'
 
+@pytest.mark.parametrize('name', LESSONS)
+def test_a_page_shows_what_it_found(name):
+    "Pages are kept as they were executed: a cell that prints has printed."
+    prints = lambda source: any(isinstance(n, ast.Expr) and isinstance(n.value, ast.Call) and getattr(n.value.func, 'id', '') == 'print' for n in syntax(source).body)
+    silent = [c['source'][:80] for c in cells(LESSONS[name]) if c['cell_type'] == 'code' and '#| eval: false' not in c['source'] and prints(c['source']) and not c['outputs']]
+    assert not silent, f'execute the page and keep its outputs; nothing came of: {silent}'
+
 @pytest.mark.parametrize('name', EXPERIMENTS)
 def test_experiments_are_calls(name):
     from mask_match.reproduce import signature
