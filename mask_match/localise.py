@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MEASURES', 'CLAIMS', 'mass', 'pointing', 'average_precision', 'measure', 'first_half', 'resample', 'interval',
-           'stacked', 'score_roles', 'mutual_information', 'specialisation', 'standing', 'verdict']
+           'stacked', 'score_roles', 'mutual_information', 'specialisation', 'standing', 'verdict', 'repeated']
 
 # %% ../nbs/56_localise.ipynb #38732bdc
 import numpy as np
@@ -151,4 +151,17 @@ def verdict(rows: list, looker: str = 'stage 2 slots') -> list[str]:  # one sent
         told = '; '.join(f'{g}: ' + ', '.join(f'{key} {stand[key, g]}' for key in MEASURES) for g in groups)
         word = 'confirmed' if set(stand.values()) == {'above'} else 'confirmed in part' if 'above' in stand.values() else 'not confirmed'
         made.append(f'{claim}: {word} ({told})')
+    return made
+
+# %% ../nbs/56_localise.ipynb #56rep002
+def repeated(trainings: list, looker: str = 'stage 2 slots', kind: str = 'best slot') -> list[dict]:  # `score_roles` of each, over the same expressions
+    """One row for every measure and group: in each training the gain (with ci95) over the strongest control, and the standing to all of them;
+    `above`, `below`: in how many trainings."""
+    named, made = [{r['role']: r for r in rows if (r['looker'], r['map']) == (looker, kind)} for rows in trainings], []
+    for key in MEASURES:
+        for role in GROUPS:
+            found = [rows[role][key] for rows in named]
+            strongest = [min(f['gains'].values(), key=lambda g: g['value']) if f['n'] else None for f in found]
+            stand = [standing(f) for f in found]
+            made.append(dict(measure=key, role=role, n=found[0]['n'], gains=strongest, standing=stand, above=stand.count('above'), below=stand.count('below')))
     return made

@@ -1,11 +1,13 @@
 "The real chain of experiments by papermill at its smallest size: twice from nothing, once more when nothing has changed."
 import json, os, subprocess, sys
 from pathlib import Path
-import pytest
+import nbformat, pytest
+from papermill.iorw import load_notebook_node
+from papermill.parameterize import parameterize_notebook
 from mask_match.finetune import load_model
 from mask_match.reproduce import EXPERIMENTS
+from pages import ROOT, fresh_processes, run_page
 
-ROOT = Path(__file__).resolve().parents[1]
 TIMES = {'expressions_per_second', 'seconds'}  # of one machine at one moment
 FIGURES = ['data', 'training_ink', 'pretrain', 'masking_curriculum', 'attend', 'learning_curve', 'attention_maps', 'results', 'examples', 'fixtures', 'report']
 
@@ -55,14 +57,16 @@ def test_nothing_runs_again(made):
 def test_what_is_compared_can_differ():
     assert timeless([dict(loss=1, seconds=2)]) == timeless([dict(loss=1, seconds=3)]) != timeless([dict(loss=2, seconds=2)])
 
+@pytest.fixture(scope='module')
+def fresh():
+    with fresh_processes() as pool: yield pool
+
 @pytest.mark.slow
 @pytest.mark.parametrize('name, figure', [('x3_restart', 'restart'), ('x4_calibration', 'calibration'), ('x5_reading_size', 'reading_size'), ('x6_photos', 'photos'),
-    ('x7_mix', 'mix'), ('x8_onnx', 'onnx'), ('x9_judges', 'judges'), ('x10_scale', 'scale'), ('x11_rare', 'rare'), ('x12_cells', 'cells'), ('x13_batch', 'batch'), ('x14_lines', 'lines'),
+    ('x7_mix', 'mix'), ('x8_onnx', 'onnx'), ('x9_judges', 'judges'), ('x10_scale', 'scale'), ('x11_rare', 'rare'), ('x12_cells', 'cells'), ('x13_batch', 'batch'), ('x14_lines', 'lines'), ('x15_trainings', 'localisation_trainings'),
     ('e7_attention_localisation', 'localisation'), ('e10_prior', 'prior'), ('e11_atlas', 'atlas'), ('e5_grid', 'baselines'), ('e5_grid', 'labels'), ('e6_health', 'health'), ('e8_occlusion', 'occlusion')])
-def test_experiments_beside_the_chain(made, name, figure, tmp_path):
+def test_experiments_beside_the_chain(made, fresh, name, figure, tmp_path):
     "They begin where a finished chain has ended."
-    import papermill
-    from mask_match.reproduce import patiently, same_library
     notebook = ROOT/'nbs'/'experiments'/f'{name}.ipynb'
     given = dict(preset='smoke', overrides=['threads=1'], runs_dir=str(made[0]/'runs'), figures_dir=str(tmp_path))
     if name == 'e5_grid': given |= dict(seeds=[1], study=figure, only=dict(baselines=3, labels=6)[figure])
@@ -70,8 +74,9 @@ def test_experiments_beside_the_chain(made, name, figure, tmp_path):
     if name == 'x14_lines': given |= dict(n=1)
     if name == 'x7_mix': given |= dict(third=str(made[0]/'runs'/'e3_finetune'/'model.safetensors'), keep=0.5, runs_dir=str(made[1]/'runs'))
     if name == 'x6_photos': given |= dict(n=4, kinds=['jpeg', 'pen 3'])
-    with same_library():
-        patiently(lambda: papermill.execute_notebook(str(notebook), str(tmp_path/'done.ipynb'), given, cwd=str(notebook.parent), progress_bar=False))
+    nbformat.write(parameterize_notebook(load_notebook_node(str(notebook)), given), tmp_path/'given.ipynb')
+    error = fresh.submit(run_page, tmp_path/'given.ipynb', notebook.parent).result()[1]
+    assert not error, error
     told = json.loads((tmp_path/f'smoke_{figure}.json').read_text())
     assert told['preset'] == 'smoke' and told['numbers']
     if name == 'x7_mix': assert load_model(made[1]/'runs'/'x7_mix'/'model.safetensors')[3]['share'] == 0.5

@@ -1,16 +1,14 @@
-"Every page keeps its budget and its manners, and runs from a fresh kernel."
+"Every page keeps its budget and its manners, and runs from top to bottom."
 import ast, json, os, re, time, warnings
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 import nbformat, pytest
-from nbclient import NotebookClient
+from pages import ROOT, fresh_processes, run_page
 
-ROOT = Path(__file__).resolve().parents[1]
 PAGES = {p.stem: p for p in sorted((ROOT/'nbs').glob('*.ipynb'))}
 LESSONS = {n: p for n, p in PAGES.items() if n[0].isdigit()}
 EXPERIMENTS = {p.stem: p for p in sorted((ROOT/'nbs'/'experiments').glob('*.ipynb'))}
-PAGE_SECONDS, HARD_SECONDS = 60, 1200  # the budget on an idle machine, and what one cell gets on a busy one
+PAGE_SECONDS, HARD_SECONDS = 60, 1200  # the budget on an idle machine, and what a page gets on a busy one
 AT_ONCE = 1 if 'PYTEST_XDIST_WORKER' in os.environ else 2  # pages at a time; beside another worker: one
 ALL_SECONDS = 600/AT_ONCE             # what all pages may take together on two idle cores; a busy or older machine gets six times that
 
@@ -107,41 +105,23 @@ def test_every_picture_and_table_has_a_sidecar_of_its_own(name):
 
 # --- every page runs ---
 
-def is_skipped(cell) -> bool:
-    "Whether nbdev would leave this cell out: `#| eval: false`, or a flag of settings.ini's tst_flags as directive or tag."
-    return bool(re.search(r'^#\|\s*(eval:\s*false|slow\b|notest\b)', cell.source, re.M | re.I)) or bool({'slow', 'notest', 'skip'} & set(cell.metadata.get('tags', [])))
-
-def run_page(path) -> tuple[float, str]:
-    "Execute a page in a fresh kernel and throw the outputs away: seconds, and the error or ''."
-    nb = nbformat.read(path, 4)
-    for cell in nb.cells:
-        if cell.cell_type == 'code' and is_skipped(cell): cell.source = ''
-    start = time.monotonic()
-    try: NotebookClient(nb, timeout=HARD_SECONDS, startup_timeout=300, kernel_name='python3', resources={'metadata': {'path': str(path.parent)}}).execute()
-    except Exception as e: return time.monotonic() - start, f'{type(e).__name__}: {str(e)[-3000:]}'
-    return time.monotonic() - start, ''
-
 @pytest.fixture(scope='module')
 def executed(request):
     "All selected pages, `AT_ONCE` at a time; a test waits for its own."
     chosen = sorted({i.callspec.params['page'] for i in request.session.items if 'page' in getattr(getattr(i, 'callspec', None), 'params', {})})
-    old = os.environ.get('PYTHONPATH')
-    os.environ['PYTHONPATH'] = os.pathsep.join([str(ROOT), *([old] if old else [])])  # this tree's modules, whatever is installed
-    with ThreadPoolExecutor(AT_ONCE) as pool: yield {p: pool.submit(run_page, PAGES[p]) for p in chosen}, time.monotonic()
-    if old is None: del os.environ['PYTHONPATH']
-    else: os.environ['PYTHONPATH'] = old
+    with fresh_processes(AT_ONCE) as pool: yield {p: pool.submit(run_page, PAGES[p]) for p in chosen}, time.monotonic()
 
 @pytest.mark.slow
 @pytest.mark.parametrize('page', PAGES)
 def test_page_runs(page, executed):
-    seconds, error = executed[0][page].result()
+    seconds, error = executed[0][page].result(HARD_SECONDS)
     assert not error, error
     if seconds > PAGE_SECONDS: warnings.warn(f'{page} took {seconds:.0f} s; the budget is {PAGE_SECONDS} s')
 
 def test_a_failing_page_is_noticed(tmp_path):
     nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell('#| eval: false\n1/0'), nbformat.v4.new_code_cell('assert 1 == 2, "told you"')])
     nbformat.write(nb, tmp_path/'bad.ipynb')
-    seconds, error = run_page(tmp_path/'bad.ipynb')
+    with fresh_processes() as pool: _, error = pool.submit(run_page, tmp_path/'bad.ipynb').result(60)
     assert 'told you' in error and 'ZeroDivision' not in error
 
 @pytest.mark.slow
