@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['MEASURES', 'CLAIMS', 'mass', 'pointing', 'average_precision', 'measure', 'first_half', 'resample', 'interval',
-           'stacked', 'score_roles', 'mutual_information', 'specialisation', 'standing', 'verdict', 'repeated']
+           'stacked', 'score_roles', 'mutual_information', 'specialisation', 'standing', 'verdict', 'repeated',
+           'agreed']
 
 # %% ../nbs/56_localise.ipynb #38732bdc
 import numpy as np
@@ -164,4 +165,12 @@ def repeated(trainings: list, looker: str = 'stage 2 slots', kind: str = 'best s
             strongest = [min(f['gains'].values(), key=lambda g: g['value']) if f['n'] else None for f in found]
             stand = [standing(f) for f in found]
             made.append(dict(measure=key, role=role, n=found[0]['n'], gains=strongest, standing=stand, above=stand.count('above'), below=stand.count('below')))
+    return made
+
+def agreed(verdicts: list) -> list[str]:  # one sentence a claim
+    "In how many trainings each of CLAIMS was confirmed; `verdicts`: what `verdict` said of each."
+    made = []
+    for claim, *words in zip(CLAIMS, *verdicts):
+        words = [w.removeprefix(f'{claim}: ').split(' (')[0] for w in words]
+        made.append(f"{claim}: confirmed in {words.count('confirmed')} of {len(words)} trainings, in part in {words.count('confirmed in part')} more")
     return made
