@@ -24,23 +24,33 @@ def _seconds(work) -> float:
     start = time.perf_counter(); work()
     return time.perf_counter() - start
 
+def _in_turns(work: dict) -> dict:  # iterators -> seconds
+    "Advance iterators by turns to their ends, to and fro: a machine that becomes slower does so for all, and whoever comes second finds warm kernels."
+    seconds = dict.fromkeys(work, 0.)
+    while work:
+        for name in (*work, *reversed(work)): seconds[name] += _seconds(lambda: name in work and next(work[name], None) is None and work.pop(name))
+    return seconds
+
 def bench_train(config: Config, packed: Packed, batches: int = 100) -> dict:  # rates in expressions a second
     """Rates of stage 3: data alone, model alone, both; and the share of pixels that are padding. One process. An epoch is planned before its first batch:
     data and both pay for as much of the `plan` as `batches` are of the epoch."""
     vocabulary, c = Vocabulary.field(), config.finetune
     steps = math.ceil(batches/c.fit.accumulate); batches = steps*c.fit.accumulate
-    fabric, some = make_fabric(config, c.fit), replace(c.fit, steps=steps, log_every=steps, evaluate_every=0)
+    turn = steps if c.fit.workers else math.ceil(steps/20)  # workers do not rest while others have their turn
+    fabric, some = make_fabric(config, c.fit), replace(c.fit, steps=steps, log_every=turn, evaluate_every=0)
     def fresh():  # batches of an epoch that has been planned
         made = stream(packed, vocabulary, config, some, share=(c.cutout_share, c.cutout_share), exchange=c.exchange_share)
         next(made)
         return islice(made, batches)
-    train = lambda source: _seconds(lambda: list(fit(fabric, make_model(config, vocabulary), finetune_step, lambda at: iter(source), some, config.seed)))
+    train = lambda source: fit(fabric, make_model(config, vocabulary), finetune_step, lambda at: iter(source), some, config.seed)
     made = list(fresh())
     n, padding = sum(len(b.names) for b in made), 1 - sum(b.sizes.prod(1).sum().item() for b in made)/sum(b.image.numel() for b in made)
-    train(made)  # compiles the kernels
+    list(train(made))  # compiles the kernels
     epoch, plan = len(Epoch(next(packed.parts()), vocabulary, config, some, share=c.cutout_share)), _seconds(fresh)
-    planned, spend = plan*min(1., batches/epoch), lambda source: _seconds(lambda: [None for _ in source])
-    seconds = dict(data=spend(fresh()) + planned, model=train(made), both=train(fresh()) + planned)
+    work = dict(data=lambda: (i for i, _ in enumerate(fresh(), 1) if i % (turn*c.fit.accumulate) == 0), model=lambda: train(made), both=lambda: train(fresh()))
+    seconds = {}
+    for names in ([[name] for name in work] if c.fit.workers else [work]): seconds |= _in_turns({name: work[name]() for name in names})
+    for name in ('data', 'both'): seconds[name] += plan*min(1., batches/epoch)
     rates = {name: round(n/s, 1) for name, s in seconds.items()}
     return dict(preset=config.preset, device=str(fabric.device), threads=torch.get_num_threads(), batches=batches, expressions=n, padding=round(padding, 3),
                 plan=dict(seconds=round(plan, 3), batches=epoch), expressions_per_second=rates, both_over_model=round(seconds['model']/seconds['both'], 3))
