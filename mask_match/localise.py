@@ -158,6 +158,7 @@ def verdict(rows: list, looker: str = 'stage 2 slots') -> list[str]:  # one sent
 def repeated(trainings: list, looker: str = 'stage 2 slots', kind: str = 'best slot') -> list[dict]:  # `score_roles` of each, over the same expressions
     """One row for every measure and group: in each training the gain (with ci95) over the strongest control, and the standing to all of them;
     `above`, `below`: in how many trainings."""
+    if not trainings: raise ValueError('no training to compare: give the scores of at least one')
     named, made = [{r['role']: r for r in rows if (r['looker'], r['map']) == (looker, kind)} for rows in trainings], []
     for key in MEASURES:
         for role in GROUPS:
