@@ -121,7 +121,7 @@ def test_page_runs(page, executed):
 def test_a_failing_page_is_noticed(tmp_path):
     nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell('#| eval: false\n1/0'), nbformat.v4.new_code_cell('assert 1 == 2, "told you"')])
     nbformat.write(nb, tmp_path/'bad.ipynb')
-    with fresh_processes() as pool: _, error = pool.submit(run_page, tmp_path/'bad.ipynb').result(60)
+    with fresh_processes() as pool: _, error = pool.submit(run_page, tmp_path/'bad.ipynb').result(HARD_SECONDS)
     assert 'told you' in error and 'ZeroDivision' not in error
 
 @pytest.mark.slow
