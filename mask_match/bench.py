@@ -20,20 +20,23 @@ from .search import beam_search
 from .stream import stream
 
 # %% ../nbs/53_bench.ipynb #53b00005
-def _seconds(work) -> float:
-    start = time.perf_counter(); work()
-    return time.perf_counter() - start
+def _clocks(): return np.array([time.perf_counter(), time.process_time()])
 
-def _in_turns(work: dict) -> dict:  # iterators -> seconds
+def _seconds(work) -> np.ndarray:  # [2]: of the clock, and of all processor cores together
+    start = _clocks(); work()
+    return _clocks() - start
+
+def _in_turns(work: dict) -> dict:  # iterators -> seconds [2]
     "Advance iterators by turns to their ends, to and fro: a machine that becomes slower does so for all, and whoever comes second finds warm kernels."
-    seconds = dict.fromkeys(work, 0.)
+    seconds = {name: np.zeros(2) for name in work}
     while work:
         for name in (*work, *reversed(work)): seconds[name] += _seconds(lambda: name in work and next(work[name], None) is None and work.pop(name))
     return seconds
 
+# %% ../nbs/53_bench.ipynb #53b00105
 def bench_train(config: Config, packed: Packed, batches: int = 100) -> dict:  # rates in expressions a second
-    """Rates of stage 3: data alone, model alone, both; and the share of pixels that are padding. One process. An epoch is planned before its first batch:
-    data and both pay for as much of the `plan` as `batches` are of the epoch."""
+    """Rates of stage 3: data alone, model alone, both; how many cores both keep busy; and the share of pixels that are padding. One process. An epoch is
+    planned before its first batch: data and both pay for as much of the `plan` as `batches` are of the epoch."""
     vocabulary, c = Vocabulary.field(), config.finetune
     steps = math.ceil(batches/c.fit.accumulate); batches = steps*c.fit.accumulate
     turn = steps if c.fit.workers else math.ceil(steps/20)  # workers do not rest while others have their turn
@@ -48,12 +51,14 @@ def bench_train(config: Config, packed: Packed, batches: int = 100) -> dict:  # 
     list(train(made))  # compiles the kernels
     epoch, plan = len(Epoch(next(packed.parts()), vocabulary, config, some, share=c.cutout_share)), _seconds(fresh)
     work = dict(data=lambda: (i for i, _ in enumerate(fresh(), 1) if i % (turn*c.fit.accumulate) == 0), model=lambda: train(made), both=lambda: train(fresh()))
-    seconds = {}
+    seconds = {}  # of the clock, of all cores
     for names in ([[name] for name in work] if c.fit.workers else [work]): seconds |= _in_turns({name: work[name]() for name in names})
     for name in ('data', 'both'): seconds[name] += plan*min(1., batches/epoch)
-    rates = {name: round(n/s, 1) for name, s in seconds.items()}
+    rates = {name: round(float(n/s[0]), 1) for name, s in seconds.items()}
     return dict(preset=config.preset, device=str(fabric.device), threads=torch.get_num_threads(), batches=batches, expressions=n, padding=round(padding, 3),
-                plan=dict(seconds=round(plan, 3), batches=epoch), expressions_per_second=rates, both_over_model=round(seconds['model']/seconds['both'], 3))
+                plan=dict(seconds=round(float(plan[0]), 3), batches=epoch), expressions_per_second=rates,
+                both_over_model=round(float(seconds['model'][0]/seconds['both'][0]), 3),
+                cores_busy=None if c.fit.workers else round(float(seconds['both'][1]/seconds['both'][0]), 2))
 
 # %% ../nbs/53_bench.ipynb #354db999
 def bench_step(config: Config, packed: Packed, batches: int = 12) -> dict:  # rates in expressions a second
@@ -69,7 +74,7 @@ def bench_step(config: Config, packed: Packed, batches: int = 12) -> dict:  # ra
         made = [epoch[i % len(epoch)] for i in range(steps*some.accumulate)]
         train = lambda: list(fit(make_fabric(config, some), make_model(config, vocabulary), finetune_step, lambda at: iter(made), some, config.seed))
         train()  # compiles the kernels
-        rates[name] = round(sum(len(b.names) for b in made)/_seconds(train), 2)
+        rates[name] = round(sum(len(b.names) for b in made)/float(_seconds(train)[0]), 2)
     return dict(preset=config.preset, threads=torch.get_num_threads(), batches=batches, expressions_per_second=rates,
                 ours_over_plain=round(rates['ours']/rates['plain'], 2))
 
@@ -113,9 +118,9 @@ def bench_decode(config: Config, beam: int = 10, images: int = 4, grid: tuple = 
     for t in lengths:
         cached = lambda: beam_search(_Endless(decoder), pages, None, is_pad, beam, t, both_directions=False)
         cached()
-        row = dict(tokens=t, cached_ms=round(1e3*min(_seconds(cached) for _ in range(3))/images, 2))
+        row = dict(tokens=t, cached_ms=round(1e3*min(float(_seconds(cached)[0]) for _ in range(3))/images, 2))
         if t in compared:
-            row |= dict(recomputing_ms=round(1e3*_seconds(lambda: recomputing_beams(decoder, pages, is_pad, beam, t))/images, 2))
+            row |= dict(recomputing_ms=round(1e3*float(_seconds(lambda: recomputing_beams(decoder, pages, is_pad, beam, t))[0])/images, 2))
             row |= dict(ratio=round(row['recomputing_ms']/row['cached_ms'], 2))
         rows.append(row | dict(cached_ms_per_token=round(row['cached_ms']/t, 3)))
     return dict(preset=config.preset, threads=torch.get_num_threads(), beam=beam, images=images, grid=list(grid), lengths=rows,

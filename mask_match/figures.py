@@ -49,11 +49,16 @@ def save_table(rows: list, folder, name: str, config: Config, caption: str = '',
 def _cell(value): return 'not available' if value is None else f'{value:.4g}' if isinstance(value, float) else str(value)
 
 # %% ../nbs/52_figures.ipynb #da50f72a
-def plot_stage(records: list, keys: list, title: str, ax=None):
-    "Draw logged quantities of one stage over its steps."
-    having = [k for k in keys if any(k in r for r in records)]
-    ax = plot_curves({k: ([r['step'] for r in records if k in r], smooth([r[k] for r in records if k in r])) for k in having}, ax=ax)
-    ax.set_title(title, fontsize=9)
+def plot_stage(records: list, keys, title: str, ax=None):  # keys: a list, or a dict of key -> its words in the legend
+    "Draw logged quantities of one stage over its steps; what they are called stands above the curves, where it hides none."
+    named = {(keys[k] if isinstance(keys, dict) else k.replace('_', ' ')): k for k in keys if any(k in r for r in records)}
+    ax = plot_curves({name: ([r['step'] for r in records if k in r], smooth([r[k] for r in records if k in r])) for name, k in named.items()}, ax=ax)
+    return _titled(ax, title)
+
+def _titled(ax, title):
+    names = ax.get_legend_handles_labels()[1]
+    ax.set_title(title, fontsize=9, pad=6 if len(names) < 2 else 20)
+    if len(names) > 1: ax.legend(loc='lower center', bbox_to_anchor=(0.5, 1), ncols=len(names), fontsize=8, frameon=False, columnspacing=1, handlelength=1.5)
     return ax
 
 def plot_learning(records: list):  # figure
@@ -64,7 +69,7 @@ def plot_learning(records: list):  # figure
     steps = [r['step'] for r in seen]
     plot_curves({'ExpRate (%)': (steps, [100*r['validation_score'] for r in seen]),
                  'token error rate (%)': (steps, [100*r['validation_token_error_rate'] for r in seen])}, ax=axes[1])
-    axes[1].set(title='validation (greedy, averaged weights)', ylim=(0, 100)); axes[1].title.set_fontsize(9)
+    _titled(axes[1], 'validation (greedy, averaged weights)').set_ylim(0, 100)
     return fig
 
 # %% ../nbs/52_figures.ipynb #35195e11
@@ -75,8 +80,7 @@ def plot_dynamics(records: list):  # figure
     plot_stage(records, ['grad_norm'], 'gradient norm', axes[1]); axes[1].set_yscale('log')
     seen = [r for r in records if 'raw_score' in r]
     curve = lambda key: ([r['step'] for r in seen], [100*r[key] for r in seen])
-    plot_curves({'averaged': curve('validation_score'), 'raw': curve('raw_score')}, ax=axes[2])
-    axes[2].set_title('ExpRate on validation (%)', fontsize=9)
+    _titled(plot_curves({'averaged': curve('validation_score'), 'raw': curve('raw_score')}, ax=axes[2]), 'ExpRate on validation (%)')
     plot_stage(records, ['validation_effective_rank'], 'effective rank of features', axes[3])
     plot_stage(records, ['validation_alpha_req'], 'alpha-ReQ slope', axes[4])
     return fig
@@ -84,9 +88,9 @@ def plot_dynamics(records: list):  # figure
 def plot_curriculum(records: list):  # figure
     "Stage 2: what the curriculum asked for and what was hidden; what the attention network made of it."
     fig, axes = plt.subplots(1, 3, figsize=(10, 2.4), layout='constrained')
-    plot_stage(records, ['ratio', 'hidden'], 'share of ink hidden', axes[0])
-    plot_stage(records, ['mass_on_ink', 'overlap', 'sharpness'], 'maps: on ink, overlapping, spread', axes[1])
-    plot_stage(records, ['cosine', 'retained'], 'features of masked against complete ink', axes[2])
+    plot_stage(records, dict(ratio='asked for', hidden='hidden'), 'share of the ink', axes[0])
+    plot_stage(records, dict(mass_on_ink='on ink', overlap='shared by slots', sharpness='entropy'), 'attention of the slots', axes[1])
+    plot_stage(records, dict(cosine='cosine', retained='share kept'), 'features of masked against complete ink', axes[2])
     return fig
 
 # %% ../nbs/52_figures.ipynb #f0fd93ef
