@@ -1,5 +1,5 @@
-"A notebook runs in a process of its own: a copy of one that has imported what is heavy and nothing of ours, for that anew costs more than most pages do."
-import multiprocessing, os, re, time
+"A notebook or command runs in a process of its own: a copy of one that has imported what is heavy and nothing of ours, for that anew costs more than most pages do."
+import multiprocessing, os, re, sys, time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from execnb.nbio import read_nb
@@ -14,9 +14,13 @@ def is_skipped(cell) -> bool:
     "Whether nbdev would leave this cell out: `#| eval: false`, or a flag of settings.ini's tst_flags as directive."
     return bool(re.search(r'^#\|\s*(eval:\s*false|slow\b|notest\b)', cell.source, re.M | re.I))
 
+def _use_this_tree():
+    "Processes that this one starts find this tree's modules, whatever is installed."
+    os.environ['PYTHONPATH'] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get('PYTHONPATH')])])
+
 def run_page(path: Path, folder: Path | None = None, cell_seconds: int = CELL_SECONDS) -> tuple[float, str]:
     "Execute a notebook in this process, in `folder` (its own), and throw the outputs away: seconds, and the error or ''."
-    os.environ['PYTHONPATH'] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get('PYTHONPATH')])])  # this tree's modules, whatever is installed
+    _use_this_tree()
     multiprocessing.set_start_method(None, force=True)  # processes that the page starts begin as they would elsewhere
     start, shell = time.monotonic(), CaptureShell(ROOT, mpl_format='png', timeout=cell_seconds)
     try:
@@ -24,8 +28,27 @@ def run_page(path: Path, folder: Path | None = None, cell_seconds: int = CELL_SE
     except BaseException: return time.monotonic() - start, shell.prettytb(path)[-3000:]
     return time.monotonic() - start, ''
 
-def fresh_processes(at_once: int = 1) -> ProcessPoolExecutor:
-    "Runs `at_once` notebooks at a time, each in a process that nobody has used."
+def fresh_context():
+    "Where processes that nobody has used come from."
     context = multiprocessing.get_context('forkserver')
     context.set_forkserver_preload(HEAVY)
-    return ProcessPoolExecutor(at_once, mp_context=context, max_tasks_per_child=1)
+    return context
+
+def fresh_processes(at_once: int = 1) -> ProcessPoolExecutor:
+    "Runs `at_once` notebooks at a time, each in a process that nobody has used."
+    return ProcessPoolExecutor(at_once, mp_context=fresh_context(), max_tasks_per_child=1)
+
+def run_command(argv: list, said: Path):
+    "`mask-match` with these arguments in this process, the first of a group of its own; what it says goes to a file."
+    _use_this_tree()
+    os.setsid()
+    sys.argv = [str(Path(sys.executable).with_name('mask-match')), *argv]  # so begins a second process of a training
+    with open(said, 'w') as file: os.dup2(file.fileno(), 1), os.dup2(file.fileno(), 2)
+    from mask_match.cli import main
+    sys.exit(main(argv))
+
+def started(argv: list, said: Path) -> multiprocessing.Process:
+    "A command that runs."
+    process = fresh_context().Process(target=run_command, args=(argv, said))
+    process.start()
+    return process

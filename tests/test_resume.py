@@ -5,32 +5,33 @@ from pathlib import Path
 import pytest, torch
 from mask_match.runs import load_tensors
 from mask_match.state import load_checkpoint
-
-ROOT = Path(__file__).resolve().parents[1]
+from pages import ROOT, started
 
 def environment(): return dict(os.environ, PYTHONPATH=os.pathsep.join([str(ROOT), *filter(None, [os.environ.get('PYTHONPATH')])]), OMP_NUM_THREADS='1')
 
-def command(stage, out, *more):
-    "A training of a few steps, in a process of its own."
+def train(stage, out, *more):
+    "A training of a few steps that has begun, and the file with what it says."
     sizes = ['threads=1', 'data.n_train=24', 'data.n_validation=4', 'data.n_test=4', f'{stage}.fit.steps=12', f'{stage}.fit.checkpoint_every=3']
-    return [sys.executable, '-m', 'mask_match.cli', stage, '--preset', 'smoke', '--out', str(out), '--set', *sizes, *more]
+    return started([stage, '--preset', 'smoke', '--out', str(out), '--set', *sizes, *more], said := Path(f'{out}.txt')), said
 
-def finish(argv):
-    done = subprocess.run(argv, env=environment(), capture_output=True, text=True, timeout=900)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+def finish(*which):
+    process, said = train(*which)
+    process.join(900)
+    assert process.exitcode == 0, said.read_text()
+    return said.read_text()
 
-def kill_after(argv, out, records):
+def kill_after(records, stage, out, *more):
     "Start a run and kill it with SIGKILL as soon as its log has `records` lines; the number it had when it died."
-    log = Path(out)/'log.jsonl'
+    log = out/'log.jsonl'
     lines = lambda: log.read_text().count('\n') if log.exists() else 0
-    process = subprocess.Popen(argv, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    process, said = train(stage, out, *more)
     while lines() < records:
-        assert process.poll() is None, 'it ended before it could be killed'
+        assert process.is_alive(), f'it ended before it could be killed: {said.read_text()}'
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGKILL)  # it and the processes it started
-    assert process.wait() == -signal.SIGKILL
-    assert not (Path(out)/'done.json').exists(), 'it was too fast to be killed: give it more steps'
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    assert not (out/'done.json').exists(), 'it was too fast to be killed: give it more steps'
     return lines()
 
 def same(a, b):
@@ -45,16 +46,16 @@ def whole(tmp_path_factory):
     "The run of a stage that nobody disturbed, trained once."
     folder = tmp_path_factory.mktemp('whole')
     @cache
-    def train(stage):
-        finish(command(stage, folder/stage))
+    def run(stage):
+        finish(stage, folder/stage)
         return folder/stage
-    return train
+    return run
 
 @pytest.mark.slow
 @pytest.mark.parametrize('stage', ['finetune', 'pretrain', 'attend'])
 def test_a_killed_run_ends_with_the_same_weights(stage, whole, tmp_path):
-    died = kill_after(command(stage, tmp_path/'cut'), tmp_path/'cut', 5)
-    finish(command(stage, tmp_path/'cut'))
+    died = kill_after(5, stage, tmp_path/'cut')
+    finish(stage, tmp_path/'cut')
     assert 5 <= died < 12 + (stage == 'finetune'), 'killed on the way, not at the end'  # finetune logs one evaluation
     assert same(whole(stage)/'weights.safetensors', tmp_path/'cut'/'weights.safetensors')
     assert same(whole(stage), tmp_path/'cut'), 'optimiser, averages and random state too'
@@ -65,26 +66,25 @@ def test_a_killed_run_ends_with_the_same_weights(stage, whole, tmp_path):
 @pytest.mark.parametrize('precision', ['bf16-mixed', '32-true'])
 def test_two_batches_a_step_end_with_the_same_weights(precision, whole, tmp_path):
     more = 'finetune.fit.accumulate=2', f'finetune.fit.precision={precision}', 'threads=2'
-    argv = command('finetune', tmp_path/'cut', *more)
-    kill_after(argv, tmp_path/'cut', 5); finish(argv)
-    finish(command('finetune', tmp_path/'whole', *more))
+    kill_after(5, 'finetune', tmp_path/'cut', *more)
+    for run in ('cut', 'whole'): finish('finetune', tmp_path/run, *more)
     assert same(tmp_path/'whole'/'weights.safetensors', tmp_path/'cut'/'weights.safetensors')
     assert not same(whole('finetune')/'weights.safetensors', tmp_path/'cut'/'weights.safetensors'), 'two batches a step are not one'
 
 @pytest.mark.slow
 def test_killed_twice(whole, tmp_path):
-    kill_after(command('finetune', tmp_path/'cut'), tmp_path/'cut', 2)  # before the first checkpoint
-    kill_after(command('finetune', tmp_path/'cut'), tmp_path/'cut', 8)
-    finish(command('finetune', tmp_path/'cut'))
+    kill_after(2, 'finetune', tmp_path/'cut')  # before the first checkpoint
+    kill_after(8, 'finetune', tmp_path/'cut')
+    finish('finetune', tmp_path/'cut')
     assert same(whole('finetune')/'model.safetensors', tmp_path/'cut'/'model.safetensors')
     assert curve(whole('finetune')) == curve(tmp_path/'cut'), 'no record twice'
 
 @pytest.mark.slow
 def test_two_processes_killed_together_go_on_to_the_same_weights(tmp_path):
     "Each process has random numbers of its own; both must find theirs again."
-    assert finish(command('finetune', tmp_path/'whole', 'devices=2')).count('run: ') == 1, 'only the first process speaks'
-    kill_after(command('finetune', tmp_path/'cut', 'devices=2'), tmp_path/'cut', 5)
-    finish(command('finetune', tmp_path/'cut', 'devices=2'))
+    assert finish('finetune', tmp_path/'whole', 'devices=2').count('run: ') == 1, 'only the first process speaks'
+    kill_after(5, 'finetune', tmp_path/'cut', 'devices=2')
+    finish('finetune', tmp_path/'cut', 'devices=2')
     assert same(tmp_path/'whole', tmp_path/'cut') and len(curve(tmp_path/'whole')) == 12
     assert load_tensors(tmp_path/'whole'/'model.safetensors')[0]
 
