@@ -1,6 +1,5 @@
 "A notebook or command runs in a process of its own: a copy of one that has imported what is heavy and nothing of ours, for that anew costs more than most pages do."
 import multiprocessing, os, re, sys, time
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from execnb.nbio import read_nb
 from execnb.shell import CaptureShell
@@ -28,15 +27,25 @@ def run_page(path: Path, folder: Path | None = None, cell_seconds: int = CELL_SE
     except BaseException: return time.monotonic() - start, shell.prettytb(path)[-3000:]
     return time.monotonic() - start, ''
 
-def fresh_context():
-    "Where processes that nobody has used come from."
+def fresh(target, *args) -> multiprocessing.Process:
+    "A process that nobody has used, begun."
     context = multiprocessing.get_context('forkserver')
     context.set_forkserver_preload(HEAVY)
-    return context
+    process = context.Process(target=target, args=args)
+    process.start()
+    return process
 
-def fresh_processes(at_once: int = 1) -> ProcessPoolExecutor:
-    "Runs `at_once` notebooks at a time, each in a process that nobody has used."
-    return ProcessPoolExecutor(at_once, mp_context=fresh_context(), max_tasks_per_child=1)
+def _answer(pipe, function, args): pipe.send(function(*args))
+
+def alone(function, *args):
+    "What a function returns in a process of its own; RuntimeError where that dies without an answer."
+    here, there = multiprocessing.Pipe(duplex=False)
+    process = fresh(_answer, there, function, args)
+    there.close()
+    try: return here.recv()
+    except EOFError: pass
+    finally: process.join()
+    raise RuntimeError(f'{function.__name__}{args}: its process died with exit code {process.exitcode}')
 
 def run_command(argv: list, said: Path):
     "`mask-match` with these arguments in this process, the first of a group of its own; what it says goes to a file."
@@ -49,6 +58,4 @@ def run_command(argv: list, said: Path):
 
 def started(argv: list, said: Path) -> multiprocessing.Process:
     "A command that runs."
-    process = fresh_context().Process(target=run_command, args=(argv, said))
-    process.start()
-    return process
+    return fresh(run_command, argv, said)

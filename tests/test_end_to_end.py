@@ -6,7 +6,7 @@ from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
 from mask_match.finetune import load_model
 from mask_match.reproduce import EXPERIMENTS, graph
-from pages import ROOT, fresh_processes, run_page
+from pages import ROOT, alone, run_page
 
 TIMES = {'expressions_per_second', 'seconds'}  # of one machine at one moment
 FIGURES = ['data', 'training_ink', 'pretrain', 'masking_curriculum', 'attend', 'learning_curve', 'attention_maps', 'results', 'examples', 'fixtures', 'report']
@@ -24,18 +24,14 @@ def timeless(data):
 def numbers(folder) -> dict:
     return {p.stem: timeless(json.loads(p.read_text())['numbers']) for p in sorted((folder/'figures').glob('*.json'))}
 
-@pytest.fixture(scope='module')
-def by_hand():
-    "Executes a notebook with parameters, in a process of its own."
-    with fresh_processes() as pool:
-        def run(notebook, given, folder):
-            nbformat.write(parameterize_notebook(load_notebook_node(str(notebook)), given), folder/'given.ipynb')
-            error = pool.submit(run_page, folder/'given.ipynb', Path(notebook).parent).result()[1]
-            assert not error, error
-        yield run
+def by_hand(notebook, given, folder):
+    "Execute a notebook with parameters, in a process of its own."
+    nbformat.write(parameterize_notebook(load_notebook_node(str(notebook)), given), folder/'given.ipynb')
+    error = alone(run_page, folder/'given.ipynb', Path(notebook).parent)[1]
+    assert not error, error
 
 @pytest.fixture(scope='module')
-def made(tmp_path_factory, by_hand):
+def made(tmp_path_factory):
     "Two runs of the chain in two folders, side by side: as `mask-match reproduce` does it, and one notebook after the other by hand, without the report of the records."
     first, second = (tmp_path_factory.mktemp(name) for name in ('first', 'second'))
     with start(first) as process:
@@ -72,7 +68,7 @@ def test_what_is_compared_can_differ():
 @pytest.mark.parametrize('name, figure', [('x3_restart', 'restart'), ('x4_calibration', 'calibration'), ('x5_reading_size', 'reading_size'), ('x6_photos', 'photos'),
     ('x7_mix', 'mix'), ('x8_onnx', 'onnx'), ('x9_judges', 'judges'), ('x10_scale', 'scale'), ('x11_rare', 'rare'), ('x12_cells', 'cells'), ('x13_batch', 'batch'), ('x14_lines', 'lines'),
     ('x15_trainings', 'localisation_trainings'), ('e7_attention_localisation', 'localisation'), ('e10_prior', 'prior'), ('e11_atlas', 'atlas'), ('e5_grid', 'baselines'), ('e5_grid', 'labels'), ('e6_health', 'health'), ('e8_occlusion', 'occlusion')])
-def test_experiments_beside_the_chain(made, by_hand, name, figure, tmp_path):
+def test_experiments_beside_the_chain(made, name, figure, tmp_path):
     "They begin where a finished chain has ended."
     notebook = ROOT/'nbs'/'experiments'/f'{name}.ipynb'
     given = dict(preset='smoke', overrides=['threads=1'], runs_dir=str(made[0]/'runs'), figures_dir=str(tmp_path))

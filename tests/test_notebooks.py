@@ -1,9 +1,10 @@
 "Every page keeps its budget and its manners, and runs from top to bottom."
 import ast, json, os, re, time, warnings
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 import nbformat, pytest
-from pages import ROOT, fresh_processes, run_page
+from pages import ROOT, alone, run_page
 
 PAGES = {p.stem: p for p in sorted((ROOT/'nbs').glob('*.ipynb'))}
 LESSONS = {n: p for n, p in PAGES.items() if n[0].isdigit()}
@@ -109,7 +110,7 @@ def test_every_picture_and_table_has_a_sidecar_of_its_own(name):
 def executed(request):
     "All selected pages, `AT_ONCE` at a time; a test waits for its own."
     chosen = sorted({i.callspec.params['page'] for i in request.session.items if 'page' in getattr(getattr(i, 'callspec', None), 'params', {})})
-    with fresh_processes(AT_ONCE) as pool: yield {p: pool.submit(run_page, PAGES[p]) for p in chosen}, time.monotonic()
+    with ThreadPoolExecutor(AT_ONCE) as pool: yield {p: pool.submit(alone, run_page, PAGES[p]) for p in chosen}, time.monotonic()
 
 @pytest.mark.slow
 @pytest.mark.parametrize('page', PAGES)
@@ -121,13 +122,17 @@ def test_page_runs(page, executed):
 def test_a_failing_page_is_noticed(tmp_path):
     nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell('#| eval: false\n1/0'), nbformat.v4.new_code_cell('assert 1 == 2, "told you"')])
     nbformat.write(nb, tmp_path/'bad.ipynb')
-    with fresh_processes() as pool: _, error = pool.submit(run_page, tmp_path/'bad.ipynb').result()
+    _, error = alone(run_page, tmp_path/'bad.ipynb')
     assert 'told you' in error and 'ZeroDivision' not in error
 
 def test_a_page_that_hangs_is_noticed(tmp_path):
     nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell('import time; time.sleep(600)')]), tmp_path/'slow.ipynb')
-    with fresh_processes() as pool: seconds, error = pool.submit(run_page, tmp_path/'slow.ipynb', None, 1).result()
+    seconds, error = alone(run_page, tmp_path/'slow.ipynb', None, 1)
     assert 'TimeoutError' in error and seconds < 60
+
+def test_a_page_that_dies_is_noticed(tmp_path):
+    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell('import os; os._exit(3)')]), tmp_path/'dead.ipynb')
+    with pytest.raises(RuntimeError, match='dead.ipynb.*exit code 3'): alone(run_page, tmp_path/'dead.ipynb')
 
 @pytest.mark.slow
 def test_all_pages_keep_the_budget(executed):
