@@ -59,6 +59,7 @@ def _told_apart(row: dict, key: str, words: tuple) -> str:  # arm of a study, wh
     "Whether an arm differs from the one it is compared with."
     (low, high), value, seeds = row[key]['ci95'], row[key]['value'], len(row['seeds'])
     word = words[1] if low > 0 else words[0] if high < 0 else 'not told apart'
+    if word in words and row[key].get('over') == 'expressions': word += ', the luck of seeds not counted'
     return f"{word} ({100*value:+.1f} points, {100*low:+.1f} to {100*high:+.1f}; {seeds} seed{'s'*(seeds > 1)}, n {row['n']})"
 
 def findings(record: dict) -> list[str]:

@@ -27,14 +27,15 @@ def between_seeds(arms: list) -> tuple[float, int]:  # standard deviation, degre
 
 def compared(first: np.ndarray, second: np.ndarray | None, lengths: np.ndarray, spread: tuple, draws: int = 4000, seed: int = 0) -> dict:
     """The rate of an arm (values [k n] of k seeds, `lengths` [n]) or, with another arm's values, the difference second minus first; 95 % interval
-    over expressions and seeds (`spread` as `between_seeds` gives it; without degrees of freedom over expressions alone)."""
+    over expressions and seeds (`spread` as `between_seeds` gives it; without degrees of freedom over expressions alone, as `over` says)."""
     rng, (s, free) = np.random.default_rng(seed), spread
     gain = first.mean(0) if second is None else second.mean(0) - first.mean(0)
     drawn = rng.integers(0, len(gain), (draws, len(gain)))
     moved = gain[drawn].sum(1)/lengths[drawn].sum(1)
     for arm in (first,) if second is None else (first, second):
         if free: moved = moved + s/math.sqrt(len(arm))*rng.standard_t(free, draws)
-    return dict(value=gain.sum()/lengths.sum(), ci95=[float(x) for x in np.percentile(moved, (2.5, 97.5))])
+    ends = [float(x) for x in np.percentile(moved, (2.5, 97.5))]
+    return dict(value=gain.sum()/lengths.sum(), ci95=ends, over='expressions and seeds' if free else 'expressions')
 
 def detectable(n: int, differing: float, spread: float, seeds: int) -> float:  # fraction
     """The smallest true difference in ExpRate that such an experiment finds in four of five cases (two-sided 5 %): `n` expressions, of which a share
