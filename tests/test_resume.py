@@ -17,6 +17,7 @@ def train(stage, out, *more):
 def finish(*which):
     process, said = train(*which)
     process.join(900)
+    if process.is_alive(): os.killpg(process.pid, signal.SIGKILL)  # it and the processes it started
     assert process.exitcode == 0, said.read_text()
     return said.read_text()
 
@@ -58,7 +59,7 @@ def test_a_killed_run_ends_with_the_same_weights(stage, whole, tmp_path):
     finish(stage, tmp_path/'cut')
     assert 5 <= died < 12 + (stage == 'finetune'), 'killed on the way, not at the end'  # finetune logs one evaluation
     assert same(whole(stage)/'weights.safetensors', tmp_path/'cut'/'weights.safetensors')
-    assert same(whole(stage), tmp_path/'cut'), 'optimiser, averages and random state too'
+    assert same(whole(stage), tmp_path/'cut'), 'optimiser and averages too'
     if stage == 'finetune': assert same(whole(stage)/'model.safetensors', tmp_path/'cut'/'model.safetensors')
     assert curve(whole(stage)) == curve(tmp_path/'cut') and len(curve(tmp_path/'cut')) == 12
 
