@@ -60,8 +60,7 @@ class EncoderConfig:
 @dataclass(frozen=True)
 class DecoderConfig:
     "Transformer decoder."
-    heads: int = 8           # attention heads (BTTR, CoMER: 8)
-    layers: int = 3          # decoder layers (BTTR, CoMER: 3)
+    heads: int = 8; layers: int = 3  # attention heads, decoder layers (BTTR, CoMER: 8 and 3)
     feedforward: int = 1024  # width of the feed-forward layers (BTTR, CoMER: 1024)
     dropout: float = 0.2     # dropout (fraction; CoMER: 0.3)
     coverage: bool = True    # refine cross-attention by what was already attended to (CoMER)
@@ -100,8 +99,7 @@ class PretrainConfig:
     temperature: float = 0.2; local_temperature: float = 0.2  # of NT-Xent (ours), of the dense InfoNCE (LoGoHTR: 0.5)
     barlow_lambda: float = 5e-3        # weight of the off-diagonal term (Barlow Twins: 5e-3)
     vicreg_invariance: float = 25.; vicreg_variance: float = 25.; vicreg_covariance: float = 1.  # VICReg's own weights
-    hidden: int = 512                  # width of the projection head's hidden layer
-    projection: int = 128              # width of the projected vectors
+    hidden: int = 512; projection: int = 128  # widths of the projection head's hidden layer and of the projected vectors
     local_cells: int = 1024            # most matched cells per batch in the local loss (bounds its memory)
     hide_ratio: float = 0.6; hide_block: float = 0.7  # autoencoder: share of ink to hide (SimMIM: 0.6), edge of a block (stroke heights; ours)
     fit: FitConfig = field(default_factory=FitConfig)
@@ -131,12 +129,14 @@ class AttendConfig:
 class FinetuneConfig:
     "Stage 3: supervised training to LaTeX."
     label_smoothing: float = 0.1     # share of probability spread over all tokens (fraction)
+    token_noise: float = 0.          # share of the tokens read so far that are replaced by others of the batch (fraction; Xie et al., arXiv 1703.02573)
     both_directions: bool = True     # train left-to-right and right-to-left (BTTR)
     encoder_lr: float = 1.0          # learning rate of pretrained parts relative to the decoder's (factor)
     census_weight: float = 0.5       # of the symbol census (aggregation cross-entropy, arXiv 1904.08364; ours); 0: off
     symbol_weight: float = 0.5       # of the symbol class at symbol centres (ours; uses the ink's symbol groups, not only LaTeX); 0: off
     cutout_share: float = 0.; cutout_end: float = 0.  # share of samples cut out by the MathML tree, at start and end (fractions; linear in between)
     exchange_share: float = 0.0      # share of whole expressions in which parts change places with like parts of others (fraction; ours)
+    exchange_rare: float = 0.        # how far parts with rare tokens are preferred (exponent; 0: as common as they are, 1: all tokens alike; ours)
     fit: FitConfig = field(default_factory=FitConfig)
     uses_parts = property(lambda self: max(self.cutout_share, self.cutout_end, self.exchange_share) > 0)  # sub-expressions, cut by symbol groups
 
@@ -172,8 +172,8 @@ class Config:
 class ConfigError(ValueError): "A setting that does not exist or has the wrong type."
 
 def to_dict(config) -> dict:  # nested plain dictionary
-    "Turn a config into plain data."
-    return dataclasses.asdict(config)
+    "Turn a config into plain data. A setting younger than the records that are kept is left out while it is off: it changes no fingerprint of theirs."
+    return dataclasses.asdict(config, dict_factory=lambda pairs: {k: v for k, v in pairs if v or k not in ('token_noise', 'exchange_rare')})
 
 def from_dict(d: dict, cls=Config):
     "Rebuild a config; an unknown name or a wrong type raises `ConfigError`."

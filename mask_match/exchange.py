@@ -8,6 +8,7 @@ __all__ = ['MOST', 'likeness', 'places', 'Exchange', 'exchanged']
 # %% ../nbs/19_exchange.ipynb #1755f9aa
 import math, random, zlib
 from bisect import bisect_left
+from collections import Counter
 import numpy as np
 from .inkml import Ink
 from .latex import BRACES, unparse
@@ -75,8 +76,8 @@ def places(ink: Ink, tokens: list, max_tokens: int = 12) -> list[tuple[int, int,
 
 # %% ../nbs/19_exchange.ipynb #15cce90e
 class Exchange:
-    "All places of the `usable` inks of a packed split, ready to be exchanged."
-    def __init__(self, packed, usable, share: float = 1.):
+    "All places of the `usable` inks of a packed split, ready to be exchanged; `rare`: how far guests with rare tokens are preferred (0 to 1)."
+    def __init__(self, packed, usable, share: float = 1., rare: float = 0.):
         listed = [(i, k, place) for i in usable for k, place in enumerate(packed.places(i))]
         self.packed, self.share, kinds = packed, share, {}
         sizes = packed.extents([i for i, _, _ in listed], [place[3] for _, _, place in listed]) if listed else []
@@ -85,6 +86,15 @@ class Exchange:
         self.guests = {kind: sorted(rows) for kind, rows in kinds.items()}
         self.shapes = {kind: [row[0] for row in rows] for kind, rows in self.guests.items()}
         self.shape_of = {(i, k): shape for rows in self.guests.values() for shape, i, k in rows}
+        common = Counter(token for i in usable for token in packed.caption(i)) if rare else {}
+        rarest = lambda i, k: min(common[token] for token in packed.caption(i)[slice(*packed.places(i)[k][:2])])
+        self.weights = {kind: np.cumsum([0., *(rarest(i, k)**-rare for _, i, k in rows)]) for kind, rows in self.guests.items()} if rare else {}
+
+    def _one(self, kind, low, high, rng):  # its number
+        "One of the guests `low` to `high` of a kind."
+        if kind not in self.weights: return rng.integers(low, high)
+        weights = self.weights[kind]
+        return min(int(np.searchsorted(weights, rng.uniform(weights[low], weights[high]), 'right')) - 1, high - 1)
 
     def draw(self, i: int, rng: np.random.Generator, most: int = 3) -> list:  # [(place, guest's ink, guest's place)]
         "In a `share` of all cases up to `most` places of ink `i`, none inside another, and who comes in; `rng` is a numpy Generator."
@@ -94,7 +104,7 @@ class Exchange:
             if len(chosen) == wanted: break
             if (i, k) not in self.shape_of or any(start < mine[c][1] and mine[c][0] < end for c, _, _ in chosen): continue
             low, high = (bisect_left(self.shapes[kind], self.shape_of[i, k] + math.log(times)) for times in (0.5, 1.2))
-            _, guest, place = self.guests[kind][rng.integers(low, high)]
+            _, guest, place = self.guests[kind][self._one(kind, low, high, rng)]
             if guest != i: chosen.append((k, guest, place))
         return sorted(chosen, key=lambda c: mine[c[0]][0])
 

@@ -84,7 +84,7 @@ _POSITIVE = {'steps', 'batch_pixels', 'batch_max', 'accumulate', 'log_every', 'c
              'max_height', 'max_width', 'clip', 'temperature', 'local_temperature', 'scale_low', 'scale_high', 'pen_low', 'pen_high', 'encoder_lr',
              'block_start', 'block_end'}
 _FRACTION = {'dropout', 'label_smoothing', 'warmup', 'ema', 'local_weight', 'ratio_start', 'ratio_end', 'cutout_share', 'cutout_end', 'exchange_share',
-             'teacher_momentum'}
+             'teacher_momentum', 'token_noise', 'exchange_rare'}
 
 def settings(name: str, overrides=(), data=None) -> Config:
     "A preset with changes, for given ink or its own; `ConfigError` for what does not exist, has the wrong type or lies outside its range."

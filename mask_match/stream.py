@@ -23,7 +23,7 @@ def _exchange(packed, words, config, share):
     if not any('places' in info for info in packed.infos):
         raise RunError(f'{packed.path}: packed without places to exchange; pack it anew with `mask-match data`, or set finetune.exchange_share=0')
     out = left_out(packed, Vocabulary(words), config)
-    return Exchange(packed, [i for i, name in enumerate(packed.names) if name not in out], share)
+    return Exchange(packed, [i for i, name in enumerate(packed.names) if name not in out], share, config.finetune.exchange_rare)
 
 def _epochs(packed, vocabulary, config, fit, with_views, share, exchange, rank, world):
     "One epoch after the other: number of its first batch, the epoch, which of its batches are ours."
