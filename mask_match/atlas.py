@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from html import escape
 import numpy as np
-from .alignment import KINDS_OF_ERROR, align_tokens, fates, kind_of_error, read_tree, roles
+from .alignment import KINDS_OF_ERROR, align_tokens, fates, kind_of_error, roles
 from .config import RenderConfig
 from .data import Packed
 from .latex import LatexError, canonical, to_latex
@@ -21,7 +21,7 @@ from .metrics import _middle, _resampled, errors, score, wilson
 from .recognize import Recognizer, read_image
 from .render import normalise, render
 from .runs import atomic
-from .trees import to_mathml, with_limits
+from .trees import read_tree, to_mathml, with_limits
 
 # %% ../nbs/57_atlas.ipynb #774c1ad6
 def source_of(name: str) -> str:
@@ -58,7 +58,7 @@ def by_expression(rows: list, key: Callable, least: int = 1, draws: int = 200) -
     groups = {}
     for row in rows: groups.setdefault(str(key(row)) or '(unknown)', []).append(row)
     small = [name for name in groups if len(groups[name]) < least]
-    if small: groups['other'] = [row for name in small for row in groups.pop(name)]
+    if small: groups['other'] = [row for name in small for row in groups.pop(name)] + groups.get('other', [])
     made = []
     for name in sorted(groups, key=lambda name: (name == 'other', name)):
         m = score(groups[name], draws=draws)

@@ -30,7 +30,7 @@ def pool(features: torch.Tensor,  # encoder features [b d h w]
 
 # %% ../nbs/30_attention.ipynb #3b1dbe6d
 def for_depthwise(x: torch.Tensor) -> torch.Tensor:  # [b d h w]
-    "What a depthwise convolution should get on a GPU: rows, not channels last, for which cuDNN would plan every shape anew for a second (page 58)."
+    "What a depthwise convolution should get on a GPU: rows, not channels last, for which cuDNN would plan every shape anew for a second (page 58_campaign)."
     return x.contiguous() if x.is_cuda else x
 
 # %% ../nbs/30_attention.ipynb #30000001

@@ -16,7 +16,7 @@ from .automaton import Automaton
 from .batches import side_by_side
 from .calibration import Calibration, calibration_error, calibration_of, disagreement, evidence, probabilities
 from .config import Config, config_hash
-from .data import Epoch, Packed, load_packed, pack, rejected_records
+from .data import Epoch, Packed, Shards, load_packed, pack, rejected_records
 from .deploy import model_hash, open_model
 from .finetune import MaskMatch, load_model, read_batch, save_model
 from .latex import Vocabulary
@@ -55,7 +55,7 @@ def read_predictions(path) -> list[dict]:
     "Read what `write_predictions` wrote."
     path = Path(path)
     if not path.exists(): raise RunError(f'{path}: no predictions file; make one with `mask-match evaluate`')
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    return [json.loads(line) for line in path.read_text().split('\n') if line]  # not `splitlines`: names may hold other ends of lines
 
 def predictions_at(path, make: Callable) -> list[dict]:
     "The records in a predictions file, which `make()` gives where there is no file yet; whatever they depend on has to be part of the path."
@@ -63,9 +63,9 @@ def predictions_at(path, make: Callable) -> list[dict]:
     return read_predictions(path)
 
 # %% ../nbs/51_evaluate.ipynb #9ff186ac
-def open_split(data, split: str, captions: dict | None = None) -> Packed:
+def open_split(data, split: str, captions: dict | None = None) -> Packed | Shards:
     "The packed split in folder `data`, or (where there is none) the InkML in `data`, packed on the fly."
-    if (Path(data)/f'{split}.safetensors').exists(): return load_packed(data, split)
+    if any(Path(data).glob(f'{split}*.safetensors')): return load_packed(data, split)
     inks, report = read_split(data, split, captions)
     with tempfile.TemporaryDirectory() as folder:
         pack(inks, Path(folder)/f'{split}.safetensors', split, report.rejected)
@@ -86,7 +86,7 @@ def evaluate(data, split: str, weights, beam: int = 5, predictions=None, caption
     start = time.perf_counter()
     model, vocabulary, config, card = open_model(weights)
     config, packed = replace(config, valid_only=config.valid_only if valid_only is None else valid_only), open_split(data, split, captions)
-    records = predict(model, vocabulary, config, packed, beam, say, calibration_of(card), cells)
+    records = [r for part in packed.parts() for r in predict(model, vocabulary, config, part, beam, say, calibration_of(card), cells)]
     with tempfile.TemporaryDirectory() as folder:
         path = predictions or Path(folder)/'predictions.jsonl'
         write_predictions(path, records)

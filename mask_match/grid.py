@@ -149,6 +149,7 @@ def results(config: Config, arm: Arm, seed: int, folder, split: str) -> dict | s
     made, lines = json.loads((last/f'{split}.json').read_text()), last/f'{split}.jsonl'
     if not lines.exists(): return 'predictions gone'
     if file_hash(lines) != made['predictions_sha256']: return 'predictions changed'
+    if (made['beam'], made['valid_only']) != (config.beam, config.valid_only): return 'read with other settings'
     return dict(records=read_predictions(lines), metrics=made, steps=told['steps'], predictions_sha256=made['predictions_sha256'],
                 **json.loads((last/'cost.json').read_text()))
 
@@ -165,7 +166,9 @@ def train_arm(config: Config, arm: Arm, seed: int, data, folder, until: float = 
     c = settled(config, arm, seed, data)
     steps = chain(c, arm, folder, load_packed(data, 'train').hash())
     if not told: write_json(note, dict(arm=arm.name, seed=seed, steps=c.finetune.fit.steps, folders=[f.name for _, f in steps]))
-    if all((steps[-1][1]/name).exists() for name in files_of(c)): return                        # trained here, or brought from elsewhere
+    splits, reads, last = ('validation', test_split(c)), dict(beam=c.beam, valid_only=c.valid_only).items(), steps[-1][1]
+    is_read = lambda split: (last/f'{split}.jsonl').exists() and (told := last/f'{split}.json').exists() and json.loads(told.read_text()).items() >= reads
+    if (last/'cost.json').exists() and all(map(is_read, splits)): return                         # trained here, or brought from elsewhere
     for stage, where in steps:
         part = PART.get(stage, stage); n = getattr(c, part).fit.steps
         if not (where/'done.json').exists(): say(f'{arm.name}, seed {seed}: {stage}, {n} steps in {where.name}')
@@ -174,8 +177,8 @@ def train_arm(config: Config, arm: Arm, seed: int, data, folder, until: float = 
         ink = stage_ink(arm, stage, seed, data, folder, before, where)
         getattr(stages, part)(c, ink, where, before, until=until)
         before = where
-    for split in ('validation', test_split(c)):
-        if (before/f'{split}.json').exists() and (before/f'{split}.jsonl').exists(): continue
+    for split in splits:
+        if is_read(split): continue
         if time.monotonic() > until: raise OutOfTime(f'{arm.name}, seed {seed}: trained, not read yet')
         made = evaluate(data, split, before/'model.safetensors', c.beam, before/f'{split}.jsonl')
         write_json(before/f'{split}.json', dict(made, predictions_sha256=file_hash(before/f'{split}.jsonl')))

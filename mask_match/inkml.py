@@ -145,6 +145,7 @@ def _root(data: bytes, name: str):
     if not data.strip(b'\0 \t\r\n'): raise InkError(name, f'the file is empty ({len(data)} bytes)', 'copy it again from its source')
     if len(data) > MAX_BYTES: raise InkError(name, f'the file has more than {MAX_BYTES // 10**6} MB', 'one file holds one expression; split it')
     plain = data.replace(b'\0', b'') if b'\0' in data[:100] else data
+    if plain is data: data = re.sub(rb'<(?![\w/?!])|&(?!#?\w+;)', lambda m: b'&lt;' if m[0] == b'<' else b'&amp;', data)  # as in a truth `a < b`
     if b'<!' in plain and (b'<!DOCTYPE' in plain or b'<!ENTITY' in plain):
         raise InkError(name, 'it has a document type or entities', 'remove the <!DOCTYPE ...> part; it is refused for safety')
     etree, parser = _parser()
@@ -153,6 +154,9 @@ def _root(data: bytes, name: str):
     if root is None or _local(root.tag) != 'ink': raise InkError(name, 'not InkML (no <ink> element at the top)', 'give InkML files')
     if not plain.endswith((b'</ink>', b'</ink>\n')) and re.search(rb'</(\w+:)?ink\s*>|<(\w+:)?ink\s*/>', plain[-4096:]) is None:
         raise InkError(name, 'the file is cut off (no </ink> at its end)', 'copy it again')
+    if b'<trace' in plain.partition(b'</ink>')[2]: raise InkError(name, 'there is ink behind its end (</ink>)', 'one file holds one expression; split it')
+    for way, what in (('"trace"]//*[local-name()="trace"]', 'a <trace> is never closed'), ('"annotation"]/*', "an annotation holds a '<' that begins nothing")):
+        if len(parser.error_log) and root.xpath('//*[local-name()=' + way): raise InkError(name, what, 'export the ink again, with &lt; for < in texts')
     if len(data) > 9_000_000 and any('huge' in e.message.lower() or 'limit' in e.message.lower() for e in parser.error_log):
         raise InkError(name, 'an element is too large to be read safely', 'one file holds one expression; split it')
     return root
@@ -169,8 +173,7 @@ def _id(element): return (element.get('id') or element.get(_XML_ID) or '').strip
 
 # %% ../nbs/10_inkml.ipynb #5b926401
 def _text(element):
-    text = element.text or '' if not len(element) else ''.join(element.itertext())
-    return ' '.join(text.split())
+    return ' '.join((element.text or '' if not len(element) else ''.join(element.itertext())).split())
 
 # %% ../nbs/10_inkml.ipynb #5ffe267e
 def _collect(element, found, notes, parts):
@@ -195,8 +198,7 @@ def _collect(element, found, notes, parts):
     return found
 
 # %% ../nbs/10_inkml.ipynb #088a8bb2
-def _columns(channels):
-    "Which numbers of a point are X and Y."
+def _columns(channels):  # which numbers of a point are X and Y
     return (channels.index('X'), channels.index('Y')) if 'X' in channels and 'Y' in channels else (0, 1)
 
 # %% ../nbs/10_inkml.ipynb #f7395c08
@@ -206,8 +208,7 @@ def _symbols(groups, ids, place):
     for i, key in enumerate(ids): numbers.setdefault(key, i)
     for notes, parts in groups:
         label = notes.get('truth') or next((v for k, v in notes.items() if k not in ('', 'href')), '')
-        parts = [p if isinstance(p, int) else numbers.get(p) for p in parts]
-        traces = tuple(dict.fromkeys([place[p] for p in parts if p in place]))
+        traces = tuple(dict.fromkeys([place[p] for p in (p if isinstance(p, int) else numbers.get(p) for p in parts) if p in place]))
         if not traces or not (label or notes.get('href')): continue
         links.setdefault(notes.get('href') or notes[''], []).append(len(symbols))
         symbols.append((label, traces))
@@ -218,16 +219,13 @@ def _node(element, links, used):
     "MathML element -> simplified Node; a symbol is linked once, to the first node with its id."
     tag, key, symbol = _local(element.tag), element.get(_XML_ID) or element.get('id'), -1
     if tag in _content: raise InkError('', 'content MathML', 'only presentation markup shows a layout')
-    for s in links.get(key.strip(), ()) if key else ():
-        if s not in used:
-            used.add(symbol := s); break
+    if key and (free := [s for s in links.get(key.strip(), ()) if s not in used]): used.add(symbol := free[0])
     if not len(element): return _make(tag, ' '.join((element.text or '').split()), symbol, ())
     inner = [c for c in element if _local(c.tag) not in _no_layout]
     return _make(tag, '', symbol, tuple([_node(c, links, used) for c in inner]))
 
 # %% ../nbs/10_inkml.ipynb #ed09c644
-_content = {'apply', 'ci', 'cn', 'csymbol', 'bind', 'lambda'}
-_no_layout = {'', 'annotation', 'annotation-xml', 'mspace', 'none'}
+_content, _no_layout = {'apply', 'ci', 'cn', 'csymbol', 'bind', 'lambda'}, {'', 'annotation', 'annotation-xml', 'mspace', 'none'}
 
 # %% ../nbs/10_inkml.ipynb #1819ed29
 def _layout(math, links):
@@ -278,16 +276,18 @@ def read_inks(sources, captions: dict | None = None, processes: int = 1, keep=No
     """Read all ink; bad files are in the report; a second file of one name becomes name~2 and is noted there.
     `captions` {name or UI name: tokens} replaces truths; `keep(path) -> bool` chooses files: the others are not counted."""
     captions, problems, inks, rejected, renamed, names, paths, n_captions = captions or {}, [], [], [], {}, set(), [], 0
-    sources = [sources] if isinstance(sources, (str, os.PathLike)) else sources
+    sources = [sources] if isinstance(sources, (str, os.PathLike)) else list(sources)
     items = (paths.append(item[0]) or item for item in read_sources(*sources, problems=problems) if keep is None or keep(item[0]))
     with multiprocessing.Pool(processes) if processes > 1 else contextlib.nullcontext() as pool:
         for path, (ink, ui) in enumerate(pool.imap(_try, items, 32) if pool else map(_try, items)):
             if isinstance(ink, Rejected):
                 rejected.append(ink); continue
-            name, key = ink.name, ink.name if ink.name in captions else ui
+            name = ink.name
             while name in names: name += '~2'
+            key = name if name in captions else ui  # a second file of one name is no second of its caption
             if name != ink.name: renamed[name] = paths[path]
             n_captions += key in captions; names.add(name); inks.append(replace(ink, name=name, truth=captions.get(key, ink.truth)))
+    problems = [p for p in problems if keep is None or p.name in map(os.fspath, sources) or keep(p.name)]  # a source that cannot be opened is of every split
     return inks, Report(len(paths) + len(problems), len(inks), tuple(problems + rejected), renamed, n_captions)
 
 # %% ../nbs/10_inkml.ipynb #93e20b2d

@@ -29,10 +29,10 @@ STRUCTURE = {'{', '}', '^', '_', "'", '\\frac', '\\sqrt', '\\limits'}
 SYMBOLS = frozenset((set(FIELD_WORDS) | set(LETTERS) | set(EXTRA)) - STRUCTURE)  # tokens that stand for something drawn
 
 # %% ../nbs/12_latex.ipynb #574207d2
-UNICODE = dict(zip('−×÷±·≤≥≠→∞∑∫√∈∀∃…⋯′∆Δ°ΓΘΛΞΠΣΦΨΩαβγδεζηθικλμνξπρστυφχψωµϕ∂∇∏∪∩⊂∅∼≈≡',
+UNICODE = dict(zip('−×÷±·≤≥≠→∞∑∫√∈∀∃…⋯′∆Δ°ΓΘΛΞΠΣΦΨΩαβγδεζηθικλμνξπρστυφχψωµϕ∂∇∏∪∩⊂∅∼≈≡∘ϵ¬⋮⋱',
  r'''- \times \div \pm \cdot \leq \geq \neq \rightarrow \infty \sum \int \sqrt \in \forall \exists \ldots \cdots \prime \Delta \Delta \circ \Gamma \Theta
  \Lambda \Xi \pi \Sigma \Phi \Psi \Omega \alpha \beta \gamma \delta \epsilon \zeta \eta \theta \iota \kappa \lambda \mu \nu \xi \pi \rho \sigma \tau
- \upsilon \phi \chi \psi \omega \mu \phi \partial \nabla \prod \cup \cap \subset \emptyset \sim \approx \equiv'''.split()))
+ \upsilon \phi \chi \psi \omega \mu \phi \partial \nabla \prod \cup \cap \subset \emptyset \sim \approx \equiv \circ \epsilon \neg \vdots \ddots'''.split()))
 MAX_CHARACTERS = 20_000  # a longer text is no single expression
 MAX_TOKENS = 4_000       # the longest CROHME caption has 204
 MAX_DEPTH = 40           # braces in braces; CROHME needs fewer than 12
@@ -43,7 +43,7 @@ def _fail(latex, what, cure):
     shown = reprlib.Repr(); shown.maxstring = shown.maxother = 90
     raise LatexError(f'{shown.repr(latex if isinstance(latex, str) else " ".join(map(str, latex[:60])))}: {what}; {cure}')
 
-_PIECE = re.compile(r'\\(?:lt|gt)(?=[A-Za-z](?![A-Za-z]))|\\[a-zA-Z]+|\\\S|\\(?=\s)|ABOVE(?=\s*\{)|BELOW(?=\s*\{)|COMMA(?![A-Za-z])|\S')
+_PIECE = re.compile(r'\\(?:lt|gt)(?=[A-Za-z](?![A-Za-z]))|\\operatorname\*|\\[a-zA-Z]+|\\\S|\\(?=\s)|ABOVE(?=\s*\{)|BELOW(?=\s*\{)|COMMA(?![A-Za-z])|\S')
 
 # %% ../nbs/12_latex.ipynb #a5637c93
 def tokenize(latex: str) -> list[str]:  # tokens in writing order
@@ -55,7 +55,7 @@ def tokenize(latex: str) -> list[str]:  # tokens in writing order
 # %% ../nbs/12_latex.ipynb #e8f335c6
 DROPPED = frozenset(r'''$ ~ \! \, \; \: \> \/ \ \quad \qquad \left \right \middle \big \Big \bigg \Bigg \bigl \bigr \bigm \Bigl \Bigr \biggl \biggr \Biggl
  \Biggr \mbox \hbox \mathrm \mathit \mathbf \mathsf \mathcal \mathbb \mathop \rm \it \bf \text \textrm \textit \textbf \operatorname \limits \nolimits
- \displaystyle \textstyle \scriptstyle \scriptscriptstyle \boldsymbol \mathstrut \strut \( \) \[ \]'''.split()) | {'\\'}
+ \operatorname* \displaystyle \textstyle \scriptstyle \scriptscriptstyle \boldsymbol \mathstrut \strut \( \) \[ \]'''.split()) | {'\\'}
 SYNONYMS = {word: tuple(new.split()) for word, new in (pair.split(maxsplit=1) for pair in r'''\lt < ; \gt > ; \le \leq ; \ge \geq ; \leqslant \leq
  ; \geqslant \geq ; \to \rightarrow ; \longrightarrow \rightarrow ; \ne \neq ; \lbrack [ ; \rbrack ] ; \lbrace \{ ; \rbrace \} ; \parallel | |
  ; \| | | ; \Vert | | ; \vert | ; \mid | ; \lvert | ; \rvert | ; \Pi \pi ; \dots \ldots ; \dotsc \ldots ; \dotsb \cdots
@@ -64,7 +64,8 @@ SYNONYMS = {word: tuple(new.split()) for word, new in (pair.split(maxsplit=1) fo
 # %% ../nbs/12_latex.ipynb #71df6411
 def _plain(latex):
     "Tokens of `latex` without what draws nothing, synonyms replaced."
-    raw, tokens = tokenize(latex), []
+    typed = re.sub('(?<![\\^{])°', r'^{\\circ}', re.sub('(?<![\\^{])′', "'", latex)) if isinstance(latex, str) else latex  # `x′`, `90°`: raised already
+    raw, tokens = tokenize(typed), []
     for before, token in zip([''] + raw, raw):
         if token in DROPPED or (token == '.' and before in ('\\left', '\\right')): continue  # \left. is an invisible bracket
         tokens.extend(SYNONYMS.get(token, (token,)))

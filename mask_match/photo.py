@@ -55,12 +55,13 @@ def to_grey(image: Image.Image) -> np.ndarray:  # float32 [H W], 0..255
     "Any Pillow image as grey values; alpha is laid on white, or on black where the opaque part is light; raises `ImageError`."
     try: image = ImageOps.exif_transpose(image)
     except Exception: pass                                   # a broken EXIF block says nothing about the pixels
+    if image.mode == 'La': image = image.convert('LA')
     if image.mode in ('I', 'F') or image.mode.startswith('I;16'):
         grey = np.asarray(image, np.float32)
         if not np.isfinite(grey).all():
             raise ImageError(f'{_name(image)} has pixels that are not finite numbers (nan or inf); export it as 8-bit PNG')
         low, high = min(grey.min(), 0.), grey.max()
-        top = next((m for m in (1., 255., 65535.) if low == 0 and high <= m), high) if image.mode in ('I', 'F') else 65535.
+        top = next((m for m in (1., 255., 65535.)[image.mode.startswith('I;'):] if low == 0 and high <= m), high)
         return (grey - low)*(255/max(top - low, 1e-9))
     if image.mode in ('LA', 'La', 'PA', 'RGBA', 'RGBa') or 'transparency' in image.info:
         rgba = image.convert('RGBA')

@@ -7,7 +7,7 @@ __all__ = ['choose', 'existing', 'writable', 'vacant', 'undone', 'new_folder', '
            'homeless', 'splits_in', 'pack_source', 'packed_split', 'source_key', 'synth_key', 'ink_for']
 
 # %% ../nbs/49_prepare.ipynb #86de5a7c
-import contextlib, difflib, hashlib, json, math, os, shutil
+import contextlib, difflib, hashlib, json, math, os, re, shutil
 from pathlib import Path
 import mask_match
 from .attention import AttentionNet
@@ -19,7 +19,7 @@ from .inkml import read_inks
 from .latex import Vocabulary
 from .runs import RunError, file_hash
 from .sources import read_sources
-from .splits import make_splits, split_of
+from .splits import keeper, make_splits, split_of
 from .stages import WHOLE, weights_of
 from torch import nn
 
@@ -125,8 +125,9 @@ def read_captions(path) -> dict | None:  # name -> caption
 # %% ../nbs/49_prepare.ipynb #49e0a001
 def homeless(sources, splits) -> list:  # names of ink files
     "Ink that none of `splits` would take, because its folder says another split or none."
-    names = [(name, split_of(name)) for name, _ in read_sources(*sources, problems=[])]
-    return [name for name, split in names if split not in splits] if {split for _, split in names} & set(splits) else []
+    names = [name for name, _ in read_sources(*sources, problems=[])]
+    keeps = [keeper(set(map(split_of, names)), split) for split in splits]
+    return [name for name in names if not any(keep is None or keep(name) for keep in keeps)]
 
 def splits_in(sources, asked: str | None = None) -> list:  # of names
     "The splits to take from InkML sources: the one asked for, or all that are recognised by their folders, or train."
@@ -140,7 +141,7 @@ def pack_source(sources, splits, folder, captions=None, cutouts: bool = True) ->
     "Pack InkML sources into `folder`, one file a split; cut-outs of sub-expressions for train only; `RunError` where a split has no ink."
     made, found, n_captions = {}, {split_of(name) for name, _ in read_sources(*sources, problems=[])}, 0
     for split in splits:
-        inks, report = read_inks(sources, captions, keep=(lambda name: split_of(name) == split) if split in found else None)
+        inks, report = read_inks(sources, captions, keep=keeper(found, split))
         if not inks:
             first = f'; the first, {report.rejected[0].name}: {report.rejected[0].reason}' if report.rejected else '; is this the right folder?'
             raise RunError(f"{', '.join(map(str, sources))}: none of {report.n_in} files could be used for split '{split}'{first}")
@@ -152,7 +153,7 @@ def pack_source(sources, splits, folder, captions=None, cutouts: bool = True) ->
 
 def packed_split(data, split: str, captions, folder) -> Path:
     "The folder with a packed split: `data` where it is packed ink, else `folder`, into which the split of the InkML in `data` is packed."
-    packed = sorted(p.stem for p in existing(data).glob('*.safetensors')) if Path(data).is_dir() else []
+    packed = sorted({re.sub(r'-\d{5}$', '', p.stem) for p in existing(data).glob('*.safetensors')}) if Path(data).is_dir() else []
     if not packed: pack_source([data], splits_in([data], split), folder, captions, cutouts=False)
     elif split not in packed: raise RunError(f"{data}: no split '{split}'{near(split, packed)}")
     if packed and captions: raise RunError(f'{data} is packed already, with its captions; give --captions with InkML only')

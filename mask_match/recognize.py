@@ -26,7 +26,7 @@ from .photo import ImageError, components, image_to_ink_image, load_image
 from .render import render
 from .runs import RunError
 from .sources import InkError, looks_like_ink, read_sources
-from .trees import to_mathml, to_tree
+from .trees import read_tree, to_mathml
 
 # %% ../nbs/50_recognize.ipynb #089d23ae
 def to_picture(array) -> Image.Image:
@@ -35,11 +35,13 @@ def to_picture(array) -> Image.Image:
     if a.ndim == 3 and a.shape[2] == 1: a = a[:, :, 0]
     if a.ndim not in (2, 3) or a.ndim == 3 and a.shape[2] not in (3, 4) or not a.size:
         raise ImageError(f'a picture is an array [H W], [H W 3] or [H W 4]; got shape {a.shape}; put the channels last and give one picture at a time')
-    if a.dtype == bool: a = a*255
+    if a.dtype == bool or a.dtype.kind in 'ui' and 0 <= a.min() and a.max() <= 1: a = a*255
     elif a.dtype.kind == 'f':
         if not np.isfinite(a).all(): raise ImageError('the array has pixels that are not finite numbers (nan or inf); repair them first')
-        a = a*255 if a.max() <= 1 else a
-    if a.dtype == np.uint16 and a.ndim == 2: return Image.fromarray(a)
+        if a.min() >= -0.1 and a.max() <= 1.1: a = a.clip(0, 1)*255                     # resampling goes a little beyond
+    elif a.dtype.kind == 'u' and a.dtype.itemsize == 2 and a.max() > 255:
+        if a.ndim == 2: return Image.fromarray(a.astype(np.uint16))
+        a = a/257
     if a.dtype.kind not in 'uif': raise ImageError(f'pixels are numbers; got an array of {a.dtype}; convert it to uint8')
     if a.min() < 0 or a.max() > 255: raise ImageError(f'pixels are 0..255 or 0..1; got {a.min()} to {a.max()}; scale them')
     return Image.fromarray(a.astype(np.uint8))
@@ -60,7 +62,8 @@ def to_image(source, config: RenderConfig) -> np.ndarray:  # uint8 [H W], 255 = 
     if data is not None: source = parse_ink(data, os.fspath(source))
     if not isinstance(source, Ink): return image_to_ink_image(load_image(source), config)
     if not source.traces: raise InkError(source.name, 'it has no traces', 'give ink with at least one stroke')
-    return render(source.traces, config)
+    try: return render(source.traces, config)
+    except ValueError as e: raise InkError(source.name, str(e), 'repair it') from None
 
 # %% ../nbs/50_recognize.ipynb #c291ac2e
 @dataclass(frozen=True, eq=False)
@@ -78,7 +81,7 @@ class Recognition:
     warnings: tuple = ()   # what may be wrong with it, in words
 
     @property
-    def mathml(self) -> str: return to_mathml(to_tree(self.tokens)) if is_valid(self.tokens) else ''  # of the best reading
+    def mathml(self) -> str: return to_mathml(tree) if (tree := read_tree(self.tokens)) else ''  # of the best reading; '' where it is no expression
 
 @dataclass(frozen=True)
 class Failure:

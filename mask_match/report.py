@@ -66,7 +66,8 @@ def findings(record: dict) -> list[str]:
     "What a record confirms or does not, in one line each."
     made = list(record.get('verdict', ()))
     for row in (r for r in record.get('study', ()) if isinstance(r, dict)):
-        if not row.get('seeds'): made.append(f"{row['arm']}: {'not finished' if 'not finished' in row.get('missing', {}).values() else 'not run'}")
+        why = set(row.get('missing', {}).values())
+        if not row.get('seeds'): made.append(f"{row['arm']}: {min(why - {'not run'}, default='not run')}")
         elif 'gain' in row:
             made.append(f"{row['arm']}: {_told_apart(row, 'gain', ('worse', 'better'))}")
             if 'error_gain' in row: made.append(f"{row['arm']}: token error {_told_apart(row, 'error_gain', ('better', 'worse'))}")
@@ -110,7 +111,9 @@ def _table(rows: list) -> str:
 def results(weights) -> list[dict]:
     "What ships, by its card, then the published rows of the field for CROHME 2014."
     beside = json.loads(Path(weights).with_suffix('.json').read_text())
-    cost = f"{beside['started'][:16]} to {beside['finished'][:16]}, the last round" if 'started' in beside else 'not recorded'
+    span = '{started:.16} to {finished:.16}'.format
+    cost = f'{span(**beside)}, the last round' if 'started' in beside else 'not recorded'
+    if 'mixed_with' in beside: cost = f"{span(**beside)}, the last but one, and {span(**beside['mixed_with'])}, the last: mixed"
     row = lambda m: {'model': f"mask_match, {Path(weights).stem}", 'split': m['split'], 'n': m['n'], 'seeds': 1, 'ExpRate %': f"{100*m['exprate']:.2f}",
                      '95 % interval': '-'.join(f'{100*x:.1f}' for x in m['ci95']['exprate']), 'beam': m['beam'], 'training': cost,
                      'source': f"{beside['supervision']}; commit {beside['trained']['commit'][:7]}"}

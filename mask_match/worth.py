@@ -44,8 +44,8 @@ def detectable(n: int, differing: float, spread: float, seeds: int) -> float:  #
 
 # %% ../nbs/59_worth.ipynb #39937e04
 def study(config: Config, arms: Iterable, seeds: Iterable, folder, split: str) -> list[dict]:
-    """A row for each arm: `arm`, the `seeds` that are there, rates with intervals (fractions), differences from the study's first arm over the seeds that both
-    have, the McNemar p of every such seed, cost; `missing` says for each other seed why."""
+    """A row for each arm: `arm`, the `seeds` that are there, rates with intervals (fractions), differences from the study's first arm (all seeds of either),
+    the McNemar p of every seed that both have, cost; `missing` says for each other seed why."""
     found = {arm.name: {seed: results(config, arm, seed, folder, split) for seed in seeds} for arm in arms}
     there = {name: {seed: dict(r, grades=grades(r['records'])) for seed, r in made.items() if not isinstance(r, str)} for name, made in found.items()}
     taken = lambda made, k: np.array([r['grades'][k] for r in made.values()])

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from mask_match import sources
+from mask_match.latex import canonical
 from mask_match.inkml import Ink, InkError, Node, Symbol, parse_ink, read_inks, with_roles, write_ink
 
 TREE = Node('msup', children=(Node('mi', 'x', 0), Node('mn', '2', 1)))
@@ -48,6 +49,8 @@ REFUSED = {
     'quadratic': ('<!DOCTYPE ink [<!ENTITY a "' + 'a' * 50_000 + '">]>' + ink('<annotation>' + '&a;' * 1000 + '</annotation>' + T), 'document type'),
     'cut_in_trace': (DATA[:DATA.index(b'</trace>') - 3], 'cut off'), 'cut_in_group': (DATA[:-90], 'cut off'), 'cut_in_end': (DATA[:-3], 'cut off'), 'cut_in_math': (DATA[:DATA.index(b'</math>')], 'cut off'),
     'twice_wrapped': ('<root>' + ink(T) + '</root>', 'not InkML'), 'escaped': ('&lt;ink&gt;' + T, 'not InkML'), 'mathml': ('<math><mi>x</mi></math>', 'not InkML'),
+    'open_trace': (ink(T.replace('</trace>', '') + '<trace id="2">7 7, 9 9</trace>'), 'never closed'), 'ink_behind': (ink(T) + T, 'behind its end'),
+    'tag_in_truth': (ink('<annotation type="truth">$a <b$</annotation>' + T), 'begins nothing'),
     'huge_text': ('<ink><trace>0 0, 1 1' + ', 2 2' * 2_100_000 + '</trace></ink>', 'too large'),
 }
 
@@ -76,6 +79,10 @@ def test_refused_with_name_reason_and_cure(name):
 
 @pytest.mark.parametrize('name', SANE)
 def test_sane(name): assert parse_ink(SANE[name], 'good') == GOOD
+
+@pytest.mark.parametrize('written', ['$a < b$', '$a &lt; b$', '<![CDATA[$a < b$]]>'])
+def test_a_truth_keeps_its_relation(written):
+    assert canonical(parse_ink(ink(f'<annotation type="truth">{written}</annotation>' + T).encode(), 'less').truth) == ['a', '<', 'b']
 
 def test_deep_nesting_is_no_crash():
     for wrapper in ('mrow', 'msqrt', 'mi'):

@@ -3,7 +3,9 @@ import itertools
 import numpy as np
 import pytest
 from mask_match.config import ConfigError, configure, parse_overrides, override
-from mask_match.grid import STUDIES, Arm, chain, jobs, main, settled
+from mask_match.evaluate import write_predictions
+from mask_match.grid import STUDIES, Arm, chain, jobs, main, note_of, results, settled
+from mask_match.runs import file_hash, write_json
 from mask_match.worth import between_seeds, compared, grades
 
 def record(name, truth, prediction): return dict(name=name, truth=truth.split(), prediction=prediction and prediction.split())
@@ -59,6 +61,19 @@ def test_arms_share_what_they_have_in_common(tmp_path):
 def test_every_arm_differs_from_the_first_in_its_study(name, tmp_path):
     ends = [chain(settled(configure('cpu'), a, 1, None), a, tmp_path, 'ink')[-1][1] for a in STUDIES[name] if not a.longer]
     assert len(set(ends)) == len(ends)
+
+def test_readings_of_another_beam_are_not_taken_for_these(tmp_path):
+    arm, last = STUDIES['baselines'][0], tmp_path/'finetune-0'
+    last.mkdir()
+    write_predictions(last/'validation.jsonl', [record('a', 'x', 'x')])
+    write_json(last/'validation.json', dict(beam=5, valid_only=True, predictions_sha256=file_hash(last/'validation.jsonl')))
+    write_json(last/'cost.json', dict(seconds=1., operations=1.))
+    found = {}
+    for beam in (5, 10):
+        config = override(configure('cpu'), dict(beam=beam))
+        write_json(note_of(config, arm, 1, tmp_path), dict(steps=1, folders=[last.name]))
+        found[beam] = results(config, arm, 1, tmp_path, 'validation')
+    assert found[5]['metrics']['beam'] == 5 and found[10] == 'read with other settings'
 
 def test_a_misspelt_arm_is_refused():
     with pytest.raises(ConfigError, match='local_weight'): settled(configure('cpu'), Arm('x', ('pretrain.local_wait=1',)), 1, None)

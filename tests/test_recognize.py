@@ -68,7 +68,10 @@ def test_pictures_give_one_image_whatever_their_form(files):
     for source in (files/'a.bmp', page, grey, grey[..., None], np.stack([grey]*3, -1), np.stack([grey]*3 + [np.full_like(grey, 255)], -1), (grey/255).astype(np.float32), grey.astype(np.int64)):
         assert np.array_equal(made, to_image(source, RenderConfig()))
     assert abs(to_image(files/'a.jpg', RenderConfig()).shape[1] - made.shape[1]) <= 4
-    assert np.array_equal(to_image(grey > 128, RenderConfig()), to_image((grey > 128).astype(np.uint8)*255, RenderConfig()))
+    mask = to_image((grey > 128).astype(np.uint8)*255, RenderConfig())
+    for source in (grey > 128, (grey > 128).astype(np.uint8), (grey > 128).astype(int), (grey > 128)*1.04 - 0.02): assert np.array_equal(to_image(source, RenderConfig()), mask)
+    deep = grey.astype(np.uint16)*257
+    for source in (deep, deep.astype('>u2'), np.stack([deep]*3, -1), grey.astype(np.uint16)): assert np.array_equal(made, to_image(source, RenderConfig()))
 
 @pytest.mark.parametrize('array, word', [(np.zeros(5), 'shape'), (np.zeros((2, 3, 7)), 'shape'), (np.zeros((0, 4)), 'shape'), (np.full((9, 9), np.nan), 'finite'),
                                          (np.full((9, 9), 300), 'scale'), (np.full((9, 9), -1), 'scale'), (np.full((9, 9), 'x'), 'pixels'), (np.zeros((9, 9), complex), 'pixels')])
@@ -93,6 +96,11 @@ def check(r, reader):
 def test_a_reading_is_complete(reader, files):
     for source in (files/'a.inkml', files/'a.jpg', INKS['series']): check(reader(source), reader)
 
+def test_mathml_of_what_the_search_may_write(reader):
+    one = dataclasses.replace(reader(INKS['root']), tokens=['x', '^', '2'])                  # an unbound search writes no braces
+    assert one.mathml == dataclasses.replace(one, tokens=tokenize('x ^ { 2 }')).mathml and '<msup>' in one.mathml
+    assert dataclasses.replace(one, tokens=['}', '^']).mathml == ''
+
 def test_order_and_company_change_nothing(reader):
     chosen = [INKS[n] for n in ('series', 'fraction', 'nested')]
     alone, together = [reader(i) for i in chosen], reader(tuple(chosen))
@@ -110,9 +118,10 @@ def test_beam_one_is_greedy(weights):
 def test_read_all_keeps_the_order(reader, files, tmp_path):
     (tmp_path/'cut.png').write_bytes((files/'a.png').read_bytes()[:100])
     (tmp_path/'cut.inkml').write_bytes((files/'a.inkml').read_bytes()[:100])
-    sources = [tmp_path/'cut.png', files/'a.png', tmp_path/'none.png', tmp_path, tmp_path/'cut.inkml', INKS['root'], np.zeros(3), None]
+    broken = Ink('broken', (np.array([[0, 0], [np.nan, 1]], np.float32),))
+    sources = [tmp_path/'cut.png', files/'a.png', tmp_path/'none.png', tmp_path, tmp_path/'cut.inkml', INKS['root'], np.zeros(3), None, broken]
     made = reader.read_all(sources)
-    assert [isinstance(m, Recognition) for m in made] == [False, True, False, False, False, True, False, False]
+    assert [isinstance(m, Recognition) for m in made] == [False, True, False, False, False, True, False, False, False] and made[8].name == 'broken'
     assert all(m.reason and (';' in m.reason) for m in made if isinstance(m, Failure))
     assert made[0].name == str(tmp_path/'cut.png') and made[6].name == 'input 7'
     with pytest.raises(ImageError): reader(sources)

@@ -6,9 +6,9 @@ from mask_match.evaluate import evaluate
 from mask_match.finetune import load_model, make_model, save_model
 from mask_match.inkml import read_inks, write_ink
 from mask_match.latex import Vocabulary
-from mask_match.prepare import homeless
+from mask_match.prepare import homeless, pack_source, packed_split
 from mask_match.runs import RunError, load_tensors, save_tensors
-from mask_match.splits import make_splits
+from mask_match.splits import make_splits, pack_all, read_split
 from mask_match.synth import synthesise
 
 CROHME = override(smoke(), {'data.source': 'crohme'})
@@ -40,6 +40,22 @@ def test_ink_of_no_split_is_found(tmp_path):
     (tmp_path/'ink'/'extra'/'a.inkml').write_bytes(write_ink(next(iter(synthesise(1, 3, 'small', 'test')))))
     assert [n.rpartition('/')[2] for n in homeless([tmp_path/'ink'], ['train'])] == ['a.inkml']
     assert homeless([tmp_path/'ink'/'extra'], ['train']) == []  # no folder says anything: all of it is the split asked for
+
+def test_ink_of_another_split_is_not_taken_for_the_one_asked(tmp_path):
+    for folder, split in (('train', 'train'), ('mine', 'test')):
+        (tmp_path/folder).mkdir()
+        for ink in synthesise(2, 1, 'small', split): (tmp_path/folder/f'{ink.name}.inkml').write_bytes(write_ink(ink))
+    (tmp_path/'train'/'broken.inkml').write_bytes(b'')
+    inks, report = read_split(tmp_path, 'validation')
+    assert len(inks) == report.n_in == 2 and all(ink.name.startswith('test') for ink in inks)
+    assert pack_source([tmp_path], ['validation'], tmp_path, cutouts=False)['validation']['n_in'] == 2
+    assert len(homeless([tmp_path], ['validation'])) == 3
+    assert read_split(tmp_path/'train', 'test2016')[1].n_in == 3  # nothing else is there: whoever asks so means it
+
+def test_a_split_in_shards_is_read_whole(tmp_path):
+    pack_all(synthesise(5, 1, 'small', 'test'), tmp_path, 'test', most=2)
+    made = evaluate(packed_split(tmp_path, 'test', None, tmp_path), 'test', model(tmp_path/'weights.safetensors'), beam=1)
+    assert len(list(tmp_path.glob('test-*.safetensors'))) == 3 and made['n'] == 5
 
 def model(path):
     torch.manual_seed(0)
