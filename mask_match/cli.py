@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['COMMANDS', 'OPTIONS', 'run_synth', 'run_data', 'check_run', 'run_stage', 'run_evaluate', 'run_recognize', 'reading',
-           'run_export', 'run_bench', 'run_reproduce', 'run_info', 'Parser', 'whole', 'share', 'parse_command', 'main']
+           'run_export', 'run_bench', 'run_reproduce', 'run_info', 'Parser', 'parse_command', 'main']
 
 # %% ../nbs/61_cli.ipynb #152d0f07
 import argparse, contextlib, json, math, os, re, sys, tempfile, time, traceback
 from pathlib import Path
 import mask_match
 from .config import near, project_root
-from .terminal import CliError, Progress, complain, explain, is_expected, say, show
+from .terminal import CliError, Progress, complain, explain, is_expected, load, say, share, show, whole
 
 # %% ../nbs/61_cli.ipynb #98f45f74
 def run_synth(args):
@@ -34,6 +34,8 @@ def run_data(args):
     out, captions, splits = writable(args.out, folder=True), read_captions(args.captions), splits_in(args.sources, args.split)
     if not args.split and (left := homeless(args.sources, splits)):
         raise CliError(f'{len(left)} files are in folders of no known split (first: {left[0]}); pack them on their own with --split NAME')
+    if there := [p for split in splits for p in (*out.glob(f'{split}.safetensors'), *out.glob(f'{split}-?????.safetensors'))]:
+        raise CliError(f'{there[0]} is there already; give another --out, another --split, or remove it')
     with new_folder(out) as folder: made = pack_source(args.sources, splits, folder, captions)
     for split, m in made.items():
         show(f"{split}: {m['n_in']} inks, {m['n_out']} packed, {len(m['rejected'])} rejected -> {out/split}.safetensors")
@@ -84,6 +86,7 @@ def run_evaluate(args):
     from mask_match.prepare import packed_split, read_captions, writable
     from mask_match.recognize import find_weights
     from mask_match.runs import write_json
+    if args.json and args.json == args.predictions: raise CliError(f'--json and --predictions are both {args.json}; give two files')
     for path in filter(None, (args.json, args.predictions)): writable(path, folder=False)
     weights = find_weights(args.weights)
     beam, captions, tell = args.beam or open_model(weights)[2].beam, read_captions(args.captions), Progress(1, 'expressions')
@@ -91,32 +94,29 @@ def run_evaluate(args):
     with tempfile.TemporaryDirectory() as folder:
         packed = packed_split(args.data, args.split, captions, folder)
         made = evaluate(packed, args.split, weights, beam, args.predictions, None, progress, args.valid_only, args.cells)
-    if args.json: write_json(args.json, made)
     show(f"{args.split}: {made['n']} expressions, {made['n_rejected']} rejected (counted as wrong), beam {beam}, {made['seconds']} s, "
          f"weights {made['weights_sha256'][:12]}")
     for key, (low, high) in made['ci95'].items(): show(f'{key:<18}{made[key]:.4f}   95 % interval {low:.4f} to {high:.4f}')
+    if args.json: write_json(args.json, made)
 
 # %% ../nbs/61_cli.ipynb #e3ebd1f0
 def run_recognize(args) -> int:
     "LaTeX of pictures and ink, one line a file."
-    from mask_match.prepare import new_folder, writable
-    from mask_match.recognize import AHEAD, Recognition, Recognizer, overlay
-    if args.overlay: writable(args.overlay, folder=True)
-    reader, tell, made, n_good = Recognizer.load(args.weights, args.beam, None, args.valid_only, args.cells), Progress(len(args.files), 'files'), [], 0
-    stems = [Path(f).stem for f in args.files]
+    from mask_match.prepare import new_folder, picture_names, writable
+    from mask_match.recognize import AHEAD, Recognizer, overlay
+    names = picture_names(args.files, writable(args.overlay, folder=True)) if args.overlay else []
+    reader, tell, made, folder = Recognizer.load(args.weights, args.beam, None, args.valid_only, args.cells), Progress(len(args.files), 'files'), [], None
     with contextlib.ExitStack() as stack:
-        for i, (f, r) in enumerate(zip(args.files, reader.each(args.files, AHEAD))):
-            made.append(reading(f, r))
+        for i, (f, one) in enumerate(zip(args.files, reader.each(args.files, AHEAD))):
+            made.append(r := reading(f, one))
             if len(args.files) > 1: tell(i + 1)
-            if not (args.overlay and isinstance(r, Recognition)): continue
-            folder = folder if n_good else stack.enter_context(new_folder(args.overlay))
-            overlay(r).save(folder/(f'{stems[i]}~{i + 1}.png' if stems.count(stems[i]) > 1 else f'{stems[i]}.png'))
-            n_good += 1
+            if 'error' in r: complain('recognize', r['error'] if f in r['error'] else f"{f}: {r['error']}"); continue
+            if not args.json: show(f"{f}\t{r['confidence']:.3f}\t{r['latex']}")
+            for warning in r['warnings']: say(f'{f}: {warning}')
+            if not args.overlay: continue
+            folder = folder or stack.enter_context(new_folder(args.overlay))
+            overlay(one).save(folder/names[i])
     if args.json: show(json.dumps(made, indent=1, ensure_ascii=False))
-    for f, r in zip(args.files, made):
-        if 'error' in r: complain('recognize', r['error'] if f in r['error'] else f"{f}: {r['error']}"); continue
-        if not args.json: show(f"{f}\t{r['confidence']:.3f}\t{r['latex']}")
-        for warning in r['warnings']: say(f'{f}: {warning}')
     return 2 if any('error' in r for r in made) else 0
 
 def reading(file: str, r) -> dict:
@@ -190,17 +190,6 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, *args, **options): super().__init__(*args, allow_abbrev=False, **options)
     def error(self, message): raise CliError(f'{message}; see `{self.prog} --help`')
 
-def whole(least: int):
-    "The type of a whole number of at least `least`."
-    def number(text):
-        if re.fullmatch(r'-?\d+', text) and int(text) >= least: return int(text)
-        raise argparse.ArgumentTypeError(f"takes a whole number of at least {least}, got '{text}'")
-    return number
-
-def share(text: str) -> float:  # a fraction, more than 0
-    if re.fullmatch(r'0?\.\d*[1-9]\d*|1(\.0*)?', text): return float(text)
-    raise argparse.ArgumentTypeError(f"takes a fraction, more than 0 and at most 1, got '{text}'")
-
 COMMANDS = dict(synth=(run_synth, 'write handwriting of our own as InkML'), data=(run_data, 'pack InkML for training and evaluation'),
                 pretrain=(run_stage, 'stage 1: contrast between two views of the same ink'), attend=(run_stage, 'stage 2: attention by progressive masking'),
                 finetune=(run_stage, 'stage 3: learn to write LaTeX'), evaluate=(run_evaluate, 'metrics of a model on a split'),
@@ -220,7 +209,7 @@ _OUT = ('--out', dict(required=True, metavar='DIR', help='folder to write'))
 _CAPTIONS = ('--captions', dict(metavar='FILE', help='lines of name, tab, LaTeX that replace the truths in the ink'))
 _WEIGHTS = ('--weights', dict(metavar='W', help='weights file, finetune run or ONNX folder (default: the weights that come with the package)'))
 _MODEL = [('--unbound', dict(action='store_const', const=False, dest='valid_only', help='let the search write anything, not only valid LaTeX')), _WEIGHTS,
-          ('--beam', dict(type=whole(1), metavar='K', help="hypotheses kept (default: the weights' own setting; 1 is greedy)")),
+          ('--beam', dict(type=whole(1, 1000), metavar='K', help="hypotheses kept (default: the weights' own setting; 1 is greedy)")),
           ('--cells', dict(type=share, default=1., metavar='SHARE', help='share of the inked cells to look at, those with most in them (default: 1)'))]
 OPTIONS = dict(
     synth=[('--n', dict(type=whole(1), required=True, metavar='N', help='number of expressions')), _OUT,
@@ -257,7 +246,10 @@ def parse_command(argv: list) -> argparse.Namespace:
     known = [o for o, _ in OPTIONS.get(word, []) if o.startswith('--')] + ['--debug', '--help'] + ['--version']*(word is None)
     for a in argv:
         if a.startswith('--') and a.split('=')[0] not in known: raise CliError(f"{word or 'mask-match'} has no option '{a}'{near(a.split('=')[0], known)}")
-    if (args := top.parse_args(argv)).command: return args
+    args = top.parse_args(argv)
+    empty = next((k for k, v in vars(args).items() if v == '' or isinstance(v, list) and '' in v), None)
+    if empty: raise CliError(f"'{empty}' is empty; leave it out, or say what you mean")
+    if args.command: return args
     raise CliError(f"no command was given; there are: {', '.join(COMMANDS)}")
 
 # %% ../nbs/61_cli.ipynb #64bacb0c
@@ -265,7 +257,10 @@ def main(argv=None) -> int:  # exit code
     "Run one command: 0 all is well, 2 bad input, 130 interrupted, 1 a mistake of ours."
     argv, args = list(sys.argv[1:] if argv is None else map(str, argv)), argparse.Namespace(command='')
     try:
+        for stream in (sys.stdout, sys.stderr):
+            if hasattr(stream, 'reconfigure'): stream.reconfigure(errors='backslashreplace')   # a name may hold what the terminal cannot show
         args = parse_command(argv)
+        load('numpy', *('torch', 'lightning_fabric')[:dict(synth=0, recognize=1, evaluate=1, data=1).get(args.command, 2)])
         return COMMANDS[args.command][0](args) or 0
     except SystemExit as e: return e.code or 0  # --help, --version
     except KeyboardInterrupt:

@@ -88,9 +88,9 @@ def evaluate(data, split: str, weights, beam: int = 5, predictions=None, caption
     config, packed = replace(config, valid_only=config.valid_only if valid_only is None else valid_only), open_split(data, split, captions)
     records = [r for part in packed.parts() for r in predict(model, vocabulary, config, part, beam, say, calibration_of(card), cells)]
     with tempfile.TemporaryDirectory() as folder:
-        path = predictions or Path(folder)/'predictions.jsonl'
-        write_predictions(path, records)
-        lines = read_predictions(path)
+        write_predictions(Path(folder)/'predictions.jsonl', records)
+        lines = read_predictions(Path(folder)/'predictions.jsonl')
+    if predictions: write_predictions(predictions, records)
     made, trees, sure = score(lines, split), symlg_score(lines), confidences(lines)
     made |= dict(calibration_error=calibration_error(*sure),
                  exprate_symlg=trees['exprate_symlg'], ci95=dict(made['ci95'], exprate_symlg=trees['ci95']['exprate_symlg']))

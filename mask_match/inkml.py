@@ -287,7 +287,7 @@ def read_inks(sources, captions: dict | None = None, processes: int = 1, keep=No
             key = name if name in captions else ui  # a second file of one name is no second of its caption
             if name != ink.name: renamed[name] = paths[path]
             n_captions += key in captions; names.add(name); inks.append(replace(ink, name=name, truth=captions.get(key, ink.truth)))
-    problems = [p for p in problems if keep is None or p.name in map(os.fspath, sources) or keep(p.name)]  # a source that cannot be opened is of every split
+    problems = [p for p in problems if keep is None or keep(p.name) or not p.name.lower().endswith('.inkml')]  # a folder or archive is of every split
     return inks, Report(len(paths) + len(problems), len(inks), tuple(problems + rejected), renamed, n_captions)
 
 # %% ../nbs/10_inkml.ipynb #93e20b2d

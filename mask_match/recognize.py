@@ -179,6 +179,13 @@ def find_weights(weights=None) -> Path:
     raise RunError(f'{path}: a folder without model.safetensors or model.json; '
                    'give a weights file, the folder of a finished finetune run, or one with an ONNX model')
 
+# %% ../nbs/50_recognize.ipynb #50a00011
+def _check(device, beam, cells):
+    "`RunError` for what no recognizer can be made with."
+    if str(device).startswith('cuda') and not torch.cuda.is_available(): raise RunError(f"device '{device}': PyTorch sees no GPU here; use 'cpu'")
+    if not (isinstance(beam, int) and beam >= 1): raise RunError(f'beam is a whole number of at least 1; got {beam!r}')
+    if not (isinstance(cells, (int, float)) and 0 < cells <= 1): raise RunError(f'cells is a share, more than 0 and at most 1; got {cells!r}')
+
 # %% ../nbs/50_recognize.ipynb #871e251c
 AHEAD = 128  # sources that lists and many files are read from at once: enough for groups of one shape (ours)
 
@@ -187,6 +194,7 @@ class Recognizer:
     def __init__(self, model: MaskMatch, vocabulary: Vocabulary, config: Config, card: dict | None = None, beam: int | None = None, device: str | None = None,
                  valid_only: bool | None = None, cells: float = 1.):  # None: as the config says; share of the inked cells to look at (page 42_finetune)
         self.device = device or ('cuda' if torch.cuda.is_available() else 'cpu')
+        _check(self.device, config.beam if beam is None else beam, cells)
         self.model, self.vocabulary, self.config, self.card = model.eval().to(self.device), vocabulary, config, card or {}
         self.beam, self.cells = config.beam if beam is None else beam, cells
         is_bound = config.valid_only if valid_only is None else valid_only
@@ -205,6 +213,7 @@ class Recognizer:
     def each(self, sources, ahead: int = 1):
         """Yield, in order, a `Recognition` of each source, or a `Failure` for one that cannot be read; keeps none of them. It looks `ahead` at that many
         sources, and reads those of one shape together and several such batches side by side: faster (as with `AHEAD`), and no reading changes."""
+        if isinstance(sources, (str, os.PathLike, np.ndarray, Image.Image, Ink)): raise ImageError('one source where a list is expected; put it in a list')
         if ahead < 1: raise ValueError(f'ahead {ahead}: give the number of sources to look at together, 1 or more')
         numbered = enumerate(sources, 1)
         while window := list(itertools.islice(numbered, ahead)): yield from _answers(self, window)
@@ -254,7 +263,8 @@ def _answers(r, window):
     made = {}
     for number, source in window:
         try: made[number] = to_image(source, r.config.render)
-        except (ImageError, InkError, OSError) as e: made[number] = Failure(name_of(source) or f'input {number}', str(e))
+        except OSError as e: made[number] = Failure(name_of(source) or f'input {number}', f'{e.strerror or e}; check the path and its permissions')
+        except (ImageError, InkError) as e: made[number] = Failure(name_of(source) or f'input {number}', str(e))
     good = [(number, name_of(source)) for number, source in window if not isinstance(made[number], Failure)]
     read = read_images(r, [made[number] for number, _ in good], [name for _, name in good])
     return (made | dict(zip([number for number, _ in good], read))).values()

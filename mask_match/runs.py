@@ -7,7 +7,7 @@ __all__ = ['RunError', 'atomic', 'write_json', 'file_hash', 'unpacked', 'keep_co
            'seed_everything', 'Run', 'followed']
 
 # %% ../nbs/01_runs.ipynb #d880e55d
-import hashlib, json, lzma, os, platform, random, subprocess, sys, threading, time
+import hashlib, json, lzma, os, platform, random, subprocess, sys, tempfile, threading, time
 from contextlib import contextmanager
 from importlib.metadata import version, PackageNotFoundError
 from pathlib import Path
@@ -19,15 +19,19 @@ from .config import Config, config_hash, from_dict, project_root, to_dict
 # %% ../nbs/01_runs.ipynb #d04a22be
 class RunError(RuntimeError): "A run folder or a file in it that can't be used; the message says what to do."
 
+_UMASK = os.umask(0o22); os.umask(_UMASK)  # can only be asked by setting it; some libraries write files that nobody else may read
+
 @contextmanager
 def atomic(path):
     "Yield a temporary path beside `path`; on success it becomes `path`, on any error it is removed."
-    path = Path(path); path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
+    path = Path(os.path.realpath(path)); path.parent.mkdir(parents=True, exist_ok=True)   # a link stays a link
+    is_stream = path.exists() and not (path.is_file() or path.is_dir())                   # a device or a pipe is written to, never replaced
+    temporary = (Path(tempfile.gettempdir()) if is_stream else path.parent)/f'.{path.name}.{os.getpid()}.tmp'
     try:
         yield temporary
         with open(temporary, 'rb+') as f: os.fsync(f.fileno())
-        os.replace(temporary, path)
+        temporary.chmod(0o666 & ~_UMASK)
+        path.write_bytes(temporary.read_bytes()) if is_stream else os.replace(temporary, path)
     finally: temporary.unlink(missing_ok=True)
 
 def write_json(path, data):

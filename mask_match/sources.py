@@ -6,7 +6,7 @@
 __all__ = ['MAX_BYTES', 'MAX_ARCHIVE', 'InkError', 'Rejected', 'looks_like_ink', 'read_sources']
 
 # %% ../nbs/06_sources.ipynb #818d84d8
-import contextlib, functools, lzma, os, re, struct, tarfile, zipfile, zlib
+import contextlib, functools, itertools, lzma, os, re, struct, tarfile, zipfile, zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Iterator
@@ -50,6 +50,7 @@ def _pick(name, open_file, asked=False):
             head = f.read(4096)
             if not claims and not looks_like_ink(head): return None
             data = head + f.read(MAX_BYTES + 1 - len(head))
+    except PermissionError: return InkError(name, 'may not be read', 'change its permissions')
     except _read_errors as e: return InkError(name, f'cannot be read ({_brief(e)})', 'copy or unpack it again') if claims else None
     return data if len(data) <= MAX_BYTES else InkError(name, f'the file has more than {MAX_BYTES // 10**6} MB', 'one file holds one expression; split it')
 
@@ -92,13 +93,22 @@ def _is_archive(path):
 def _readable(name): return name.replace('\\', '/').encode('utf-8', 'surrogateescape').decode('utf-8', 'replace')
 
 # %% ../nbs/06_sources.ipynb #f5e7dcc9
+def _files(top, shut):
+    "Paths of all files below a folder, sorted, links followed, each folder once; those that may not be opened go to `shut`."
+    found, seen = [], set()
+    for folder, inner, names in os.walk(top, onerror=lambda e: shut.append(e.filename), followlinks=True):
+        if (real := os.path.realpath(folder)) in seen: inner.clear(); continue
+        seen.add(real); found += [os.path.join(folder, name) for name in names]
+    return sorted(found)
+
 def _source(source):
     "(name, bytes or InkError) of everything in one folder, archive or file."
     path, name = Path(source), str(source)
     if path.is_dir():
-        top, cut = path.resolve().name, len(str(path)) + 1
-        files = sorted(os.path.join(folder, f) for folder, _, names in os.walk(str(path)) for f in names)
-        found = (item for f in files for item in _file(f, f'{top}/{f[cut:]}' if str(path) != '.' else f'{top}/{f[2:]}', False))
+        top, cut, shut = path.resolve().name, len(str(path)) + 1, []
+        files = _files(str(path), shut)
+        found = itertools.chain((item for f in files for item in _file(f, f'{top}/{f[cut:]}' if str(path) != '.' else f'{top}/{f[2:]}', False)),
+                                ((f, InkError(f, 'a folder that may not be opened', 'change its permissions')) for f in shut))
     elif path.is_file(): found = _file(str(path), f'{path.resolve().parent.name}/{path.name}', True)
     else: found = [(name, InkError(name, 'no such file or folder', 'check the path'))]
     empty = True

@@ -84,6 +84,23 @@ def test_sane(name): assert parse_ink(SANE[name], 'good') == GOOD
 def test_a_truth_keeps_its_relation(written):
     assert canonical(parse_ink(ink(f'<annotation type="truth">{written}</annotation>' + T).encode(), 'less').truth) == ['a', '<', 'b']
 
+def test_folders_behind_links_are_read_once(tmp_path):
+    (tmp_path/'far').mkdir(); (tmp_path/'ink').mkdir()
+    (tmp_path/'far'/'a.inkml').write_bytes(DATA)
+    (tmp_path/'ink'/'one').symlink_to(tmp_path/'far'); (tmp_path/'ink'/'two').symlink_to(tmp_path/'far'); (tmp_path/'ink'/'round').symlink_to(tmp_path/'ink')
+    inks, report = read_inks(tmp_path/'ink')
+    assert len(inks) == report.n_in == 1
+
+def test_a_folder_that_may_not_be_opened_is_told(tmp_path, monkeypatch):
+    (tmp_path/'shut').mkdir(); (tmp_path/'a.inkml').write_bytes(DATA)
+    real = os.scandir
+    def scandir(path):
+        if str(path).endswith('shut'): raise PermissionError(13, 'Permission denied', str(path))
+        return real(path)
+    monkeypatch.setattr(os, 'scandir', scandir)
+    inks, report = read_inks(tmp_path, keep=lambda name: True)
+    assert len(inks) == 1 and report.n_rejected == 1 and 'shut' in report.rejected[0].name and 'permissions' in report.rejected[0].reason
+
 def test_deep_nesting_is_no_crash():
     for wrapper in ('mrow', 'msqrt', 'mi'):
         deep = ink(f'<annotationXML><math>{f"<{wrapper}>" * 3000}x{f"</{wrapper}>" * 3000}</math></annotationXML>' + T)

@@ -1,5 +1,5 @@
 "`mask-match` at its smallest size, and a corpus of wrong command lines: exit code 2, one line, no leftovers."
-import contextlib, io, json, os, signal, subprocess, sys, time
+import contextlib, io, json, os, shutil, signal, subprocess, sys, tarfile, time
 from pathlib import Path
 import numpy as np, pytest, torch
 from PIL import Image
@@ -46,7 +46,9 @@ def place(tmp_path_factory):
     (p/'notes.txt').write_text('no ink, no weights'); (p/'empty').mkdir()
     (p/'cut.zip').write_bytes(b'PK\x03\x04' + bytes(20))
     (p/'captions.txt').write_text('no tab here\n')
-    (p/'others.txt').write_text('nobody\tx + 1\n')
+    (p/'others.txt').write_text('nobody\tx + 1\n'); (p/'twice.txt').write_text('a\tx\na\ty\n')
+    with tarfile.open(p/'whole.tar.xz', 'w:xz') as archive: archive.add(p/'ink', 'ink')
+    (p/'short.tar.xz').write_bytes((p/'whole.tar.xz').read_bytes()[:-400])
     torch.manual_seed(0)
     vocabulary = Vocabulary.field()
     save_model(p/'model.safetensors', MaskMatch(smoke(), len(vocabulary)), smoke(), vocabulary, {})
@@ -276,6 +278,17 @@ BAD = {  # name -> (arguments, {place} and {new} filled in; words of the answer)
     'truncated ink': ('recognize {place}/cut.inkml --weights {place}/model.safetensors', ['cut.inkml', 'cut off']),
     'a folder for a picture': ('recognize {place}/empty --weights {place}/model.safetensors', ['empty', 'is a folder']),
     'pictures onto a file': ('recognize {place}/a.png --weights {place}/model.safetensors --overlay {place}/notes.txt', ['notes.txt', 'is a file']),
+    'pictures onto the picture that is read': ('recognize {place}/a.png --weights {place}/model.safetensors --overlay {place}', ['a.png', 'to be read', '--overlay']),
+    'data onto packed data': ('data {place}/ink --out {place}/packed', ['train.safetensors', 'there already', '--out']),
+    'an archive cut short': ('data {place}/short.tar.xz --out {new}', ['short.tar.xz', 'unreadable archive', 'download']),
+    'training on an archive cut short': ('pretrain --preset smoke --data {place}/short.tar.xz --out {new}', ['short.tar.xz', 'unreadable archive']),
+    'metrics and predictions in one file': ('evaluate --data {place}/packed --split train --json {new} --predictions {new}', ['--json', '--predictions', 'two files']),
+    'captions without a caption': ('data {place}/plain --captions {place}/zero.inkml --out {new}', ['zero.inkml', 'no caption']),
+    'two captions for one ink': ('data {place}/plain --captions {place}/twice.txt --out {new}', ['twice.txt', "two captions for 'a'"]),
+    'more beams than make sense': ('recognize {place}/a.png --beam 100000', ['--beam', 'at most 1000']),
+    'no passes': ('pretrain --preset smoke --set pretrain.fit.passes=0 --out {new}', ['pretrain.fit.passes', 'more than 0']),
+    'threads without end': ('pretrain --preset smoke --set threads=100000 --out {new}', ["'threads'", 'at most 1024']),
+    'scales upside down': ('pretrain --preset smoke --set augment.scale_low=3 --out {new}', ['scale_low', 'scale_high']),
     'reproduce data that is not there': ('reproduce --preset smoke --data {place}/inc', ['inc', "ink'"]),
     'reproduce a misspelt setting': ('reproduce --preset smoke --set sead=1', ["'sead'", "'seed'"]),
 }
@@ -294,6 +307,34 @@ def test_bad_input(name, place, tmp_path, monkeypatch):
     assert all(w in err for w in words), (err, words)
     assert out == ''
     assert tree(place) == before and not list(tmp_path.iterdir()), 'something was left behind'
+
+def test_an_empty_argument_is_no_path(place):
+    for argv in (('recognize', ''), ('pretrain', '--preset', 'smoke', '--data', ''), ('evaluate', '--data', '', '--split', 'train')):
+        code, _, err = call(*argv)
+        assert code == 2 and 'is empty' in err and err.count('\n') == 1
+
+def test_every_picture_gets_an_overlay_of_its_own(place, tmp_path):
+    for name in ('x/p.png', 'y/p.png', 'y/p~1.png'):
+        (tmp_path/name).parent.mkdir(exist_ok=True); shutil.copy(place/'a.png', tmp_path/name)
+    ok('recognize', *(tmp_path/n for n in ('x/p.png', 'y/p.png', 'y/p~1.png')), '--weights', place/'model.safetensors', '--beam', 1, '--overlay', tmp_path/'o')
+    assert len(list((tmp_path/'o').iterdir())) == 3
+
+def test_metrics_follow_a_link_and_spare_a_device(place, tmp_path):
+    (tmp_path/'real.json').write_text('old'); (tmp_path/'link.json').symlink_to(tmp_path/'real.json')
+    os.mkfifo(tmp_path/'pipe')
+    reader = subprocess.Popen(['cat', tmp_path/'pipe'], stdout=subprocess.PIPE)
+    ok('evaluate', '--data', place/'packed', '--split', 'train', '--weights', place/'model.safetensors', '--beam', 1, '--json', tmp_path/'link.json', '--predictions', tmp_path/'pipe')
+    assert (tmp_path/'link.json').is_symlink() and json.loads((tmp_path/'real.json').read_text())['n'] == 6
+    assert (tmp_path/'pipe').is_fifo() and len(reader.communicate(timeout=60)[0].splitlines()) == 6
+
+def test_packed_ink_may_be_read_by_others(place):
+    umask = os.umask(0o22); os.umask(umask)
+    assert (place/'packed'/'train.safetensors').stat().st_mode & 0o777 == 0o666 & ~umask
+
+def test_training_tells_what_it_left_out(place, tmp_path):
+    shutil.copytree(place/'plain', tmp_path/'ink'); shutil.copy(place/'cut.inkml', tmp_path/'ink')
+    code, _, err = call('pretrain', *TINY, '--data', tmp_path/'ink', '--out', tmp_path/'runs'/'one')
+    assert code == 0 and 'train: 6 of 7 inks, 1 rejected, the first' in err and 'cut off' in err
 
 def test_debug_shows_the_traceback(place):
     for argv in (['--debug', 'finetun'], ['recognize', place/'a.png', '--weights', place/'notes.txt', '--debug']):

@@ -111,6 +111,14 @@ def test_order_and_company_change_nothing(reader):
         assert np.allclose(a.maps, b.maps, atol=1e-5) and np.allclose(a.attention, b.attention, atol=1e-4)
     assert reader([]) == [] and reader.read_all([]) == []
 
+@pytest.mark.parametrize('wrong', [dict(beam=0), dict(beam='5'), dict(beam=2.5), dict(cells=0), dict(cells=2.), *([] if torch.cuda.is_available() else [dict(device='cuda')])])
+def test_settings_that_cannot_be(weights, wrong):
+    with pytest.raises(RunError, match=next(iter(wrong))): Recognizer.load(weights, **{'device': 'cpu'} | wrong)
+
+@pytest.mark.parametrize('source', ['a.png', Path('a.png'), np.zeros((9, 9)), INKS['root']])
+def test_one_source_is_no_list(reader, source):
+    with pytest.raises(ImageError, match='list'): reader.read_all(source)
+
 def test_beam_one_is_greedy(weights):
     one = Recognizer.load(weights, beam=1, device='cpu')(INKS['root'])
     assert len(one.hypotheses) == 1
