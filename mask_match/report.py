@@ -112,8 +112,7 @@ def results(weights) -> list[dict]:
     "What ships, by its card, then the published rows of the field for CROHME 2014."
     beside = json.loads(Path(weights).with_suffix('.json').read_text())
     span = '{started:.16} to {finished:.16}'.format
-    cost = f'{span(**beside)}, the last round' if 'started' in beside else 'not recorded'
-    if 'mixed_with' in beside: cost = f"{span(**beside)}, the last but one, and {span(**beside['mixed_with'])}, the last: mixed"
+    cost = f"{span(**beside)}, the last round{', mixed with what came before' if 'mixed_with' in beside else ''}" if 'started' in beside else 'not recorded'
     row = lambda m: {'model': f"mask_match, {Path(weights).stem}", 'split': m['split'], 'n': m['n'], 'seeds': 1, 'ExpRate %': f"{100*m['exprate']:.2f}",
                      '95 % interval': '-'.join(f'{100*x:.1f}' for x in m['ci95']['exprate']), 'beam': m['beam'], 'training': cost,
                      'source': f"{beside['supervision']}; commit {beside['trained']['commit'][:7]}"}
