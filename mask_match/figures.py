@@ -8,11 +8,12 @@ __all__ = ['PUBLISHED', 'changes', 'save_figure', 'save_table', 'plot_stage', 'p
            'plot_label_curve']
 
 # %% ../nbs/52_figures.ipynb #256eb0d0
+from dataclasses import asdict
 from pathlib import Path
 import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
-from .config import Config, config_hash, configure, to_dict
+from .config import Config, config_hash, configure
 from .runs import atomic, file_hash, keep_copy, provenance, write_json
 from .show import MARKERS, PALETTE, REFERENCE, plot_curves, show_images, show_maps, smooth
 
@@ -21,8 +22,8 @@ def changes(config: Config) -> dict:  # by dotted name
     "The settings that a config does not have from its preset."
     def flat(d, at=''):
         return {k: v for name, x in d.items() for k, v in (flat(x, f'{at}{name}.') if isinstance(x, dict) else {at + name: x}).items()}
-    its = flat(to_dict(configure(config.preset, config.seed)))
-    return {k: v for k, v in flat(to_dict(config)).items() if v != its[k]}
+    its = flat(asdict(configure(config.preset, config.seed)))
+    return {k: v for k, v in flat(asdict(config)).items() if v != its[k]}
 
 def _sidecar(path, config, **facts):
     write_json(path.with_suffix('.json'), dict(preset=config.preset, seed=config.seed, config=config_hash(config), changes=changes(config),
