@@ -133,6 +133,7 @@ def main(devices, accumulate, out):
     records = list(fit(fabric, model, step, batches, config, seed=3, after_step=after))
     final = torch.cat([p.detach().flatten() for p in model.parameters()]).tolist()
     with open(f'{out}.{rank}', 'w') as f: json.dump(dict(world=world, weights=weights, final=final, losses=[r['loss'] for r in records], norms=[r['grad_norm'] for r in records]), f)
+    if devices > 1: fabric.barrier(); torch.distributed.destroy_process_group()  # left to the end of the interpreter, it was seen to abort
 
 for devices, accumulate, out in json.loads(sys.argv[1]): main(devices, accumulate, out)
 '''
