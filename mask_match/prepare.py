@@ -21,7 +21,7 @@ from .inkml import read_inks
 from .latex import Vocabulary
 from .runs import RunError, file_hash
 from .sources import read_sources
-from .splits import keeper, make_splits, split_of, whole
+from .splits import keeper, make_splits, split_of, undamaged
 from .stages import WHOLE, weights_of
 from torch import nn
 
@@ -163,7 +163,7 @@ def pack_source(sources, splits, folder, captions=None, cutouts: bool = True) ->
     "Pack InkML sources into `folder`, one file a split; cut-outs of sub-expressions for train only; `RunError` where a split has no ink."
     made, found, n_captions = {}, {split_of(name) for name, _ in read_sources(*sources, problems=[])}, 0
     for split in splits:
-        inks, report = read_inks(sources, captions, keep=keeper(found, split)); whole(report)
+        inks, report = read_inks(sources, captions, keep=keeper(found, split)); undamaged(report)
         if not inks:
             first = f'; the first, {report.rejected[0].name}: {report.rejected[0].reason}' if report.rejected else '; is this the right folder?'
             raise RunError(f"{', '.join(map(str, sources))}: none of {report.n_in} files could be used for split '{split}'{first}")
