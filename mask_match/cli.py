@@ -7,7 +7,7 @@ __all__ = ['COMMANDS', 'OPTIONS', 'run_synth', 'run_data', 'check_run', 'run_sta
            'run_export', 'run_bench', 'run_reproduce', 'run_info', 'Parser', 'parse_command', 'main']
 
 # %% ../nbs/61_cli.ipynb #152d0f07
-import argparse, contextlib, json, math, os, re, sys, tempfile, time, traceback
+import argparse, contextlib, json, math, os, re, signal, sys, tempfile, time, traceback
 from pathlib import Path
 import mask_match
 from .config import near, project_root
@@ -255,12 +255,13 @@ def parse_command(argv: list) -> argparse.Namespace:
 # %% ../nbs/61_cli.ipynb #64bacb0c
 def main(argv=None) -> int:  # exit code
     "Run one command: 0 all is well, 2 bad input, 130 interrupted, 1 a mistake of ours."
-    argv, args = list(sys.argv[1:] if argv is None else map(str, argv)), argparse.Namespace(command='')
+    is_process, argv, args = argv is None, list(sys.argv[1:] if argv is None else map(str, argv)), argparse.Namespace(command='')
     try:
         for stream in (sys.stdout, sys.stderr):
             if hasattr(stream, 'reconfigure'): stream.reconfigure(errors='backslashreplace')   # a name may hold what the terminal cannot show
         args = parse_command(argv)
         load('numpy', *('torch', 'lightning_fabric')[:dict(synth=0, recognize=1, evaluate=1, data=1).get(args.command, 2)])
+        if is_process: signal.signal(signal.SIGTERM, signal.default_int_handler)   # ended from outside: as by Ctrl-C, nothing half-written stays
         return COMMANDS[args.command][0](args) or 0
     except SystemExit as e: return e.code or 0  # --help, --version
     except KeyboardInterrupt:

@@ -8,7 +8,7 @@ __all__ = ['choose', 'existing', 'writable', 'vacant', 'picture_names', 'undone'
            'ink_for']
 
 # %% ../nbs/49_prepare.ipynb #86de5a7c
-import contextlib, difflib, hashlib, json, math, os, re, shutil
+import contextlib, difflib, hashlib, itertools, json, math, os, re, shutil
 from collections import Counter
 from pathlib import Path
 import mask_match
@@ -153,12 +153,16 @@ def homeless(sources, splits) -> list:  # names of ink files
 
 def splits_in(sources, asked: str | None = None) -> list:  # of names
     "The splits to take from InkML sources: the one asked for, or all that are recognised by their folders, or train."
-    for source in sources: existing(source)
+    real = [existing(source).resolve() for source in sources]
+    for (a, inner), (b, outer) in itertools.permutations(zip(sources, real), 2):
+        if inner == outer: raise RunError(f'{a} is given twice; give it once')
+        if inner.is_relative_to(outer): raise RunError(f'{a} lies in {b}, so its ink would count twice; give {b} alone')
     found = sorted({split_of(name) for name, _ in read_sources(*sources, problems=[])} - {None})
     if asked and len(found) > 1 and asked not in found:
         raise RunError(f"{', '.join(map(str, sources))}: no folder belongs to split '{asked}'{near(asked, found)}")
     return [asked] if asked else found or ['train']
 
+# %% ../nbs/49_prepare.ipynb #49e0a002
 def pack_source(sources, splits, folder, captions=None, cutouts: bool = True) -> dict:  # manifests by split
     "Pack InkML sources into `folder`, one file a split; cut-outs of sub-expressions for train only; `RunError` where a split has no ink."
     made, found, n_captions = {}, {split_of(name) for name, _ in read_sources(*sources, problems=[])}, 0

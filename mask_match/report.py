@@ -34,7 +34,8 @@ def _told(record, key):
 
 def stale(record: dict, folder, shipped: str) -> list[str]:  # reasons; none: current
     "Why a picture or table no longer tells of what is here; `shipped` is the hash of the weights that ship."
-    file, weights = record.get('figure') or record['table'], _told(record, 'weights_sha256') | _told(record, 'weights')
+    file, weights = record.get('figure') or record['table'], _told(record, 'weights_sha256')
+    if not isinstance(record.get('weights'), dict): weights |= _told(record, 'weights')  # runs of a chain, by name: their settings tell
     reasons = [] if (Path(folder)/file).exists() else [f'{file} is gone']
     if weights: return reasons + ([] if shipped in weights else ['made with weights that do not ship'])
     try: today = config_hash(override(configure(record['preset'], record['seed']), record.get('changes', {})))

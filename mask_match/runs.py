@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RunError', 'atomic', 'write_json', 'file_hash', 'unpacked', 'keep_copy', 'save_tensors', 'load_tensors', 'provenance',
-           'seed_everything', 'Run', 'followed']
+           'seed_everything', 'Run', 'alone_in', 'followed']
 
 # %% ../nbs/01_runs.ipynb #d880e55d
 import hashlib, json, lzma, os, platform, random, subprocess, sys, tempfile, threading, time
@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from importlib.metadata import version, PackageNotFoundError
 from pathlib import Path
 import numpy as np, torch, mask_match
+from filelock import FileLock, Timeout
 from safetensors import safe_open, SafetensorError
 from safetensors.torch import save_file
 from .config import Config, config_hash, from_dict, project_root, to_dict
@@ -138,6 +139,17 @@ class Run:
         "Forget records after `step`: a resumed run writes them again."
         kept = [r for r in self.records() if r['step'] <= step]
         with atomic(self.path('log.jsonl')) as p: p.write_text(''.join(json.dumps(r) + '\n' for r in kept))
+
+# %% ../nbs/01_runs.ipynb #01runs01
+@contextmanager
+def alone_in(run: Run):
+    "No other process trains in this run folder while the block runs; `RunError` where one does. A process that is killed leaves it free."
+    lock = FileLock(run.path('.lock'), timeout=0)
+    try: lock.acquire()
+    except Timeout: raise RunError(f'{run.folder}: another process trains here; wait for its end, or choose another --out') from None
+    try: yield
+    finally: lock.release()
+
 
 # %% ../nbs/01_runs.ipynb #01f0a002
 @contextmanager

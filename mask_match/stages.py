@@ -8,6 +8,7 @@ __all__ = ['MATTERS', 'WHOLE', 'weights_of', 'pretrain', 'attend', 'validate', '
 # %% ../nbs/43_stages.ipynb #8f35c3c4
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 import torch
 from .attend import Attender
@@ -26,7 +27,7 @@ from .pretrain import Pretrainer
 from .pretrain import step as pretrain_step
 from .render import render
 from .restore import Restorer, restore_step
-from .runs import Run, file_hash, load_tensors, save_tensors, seed_everything
+from .runs import Run, alone_in, file_hash, load_tensors, save_tensors, seed_everything
 from .stream import stream
 from .views import cell_pad, ink_cells
 
@@ -44,6 +45,11 @@ def _begin(config, packed, folder, start, stage):
     seed_everything(config.seed)
     return run
 
+def _train(run, fabric, on_record, *args, **settings):
+    "The loop of `fit` in a folder that nobody else trains in; every record goes to `on_record`."
+    with alone_in(run) if fabric.is_global_zero else nullcontext():
+        for record in fit(fabric, *args, run=run, **settings): on_record(record)
+
 def _parts(model, *names): return {k: v for k, v in model.state_dict().items() if k.startswith(tuple(f'{n}.' for n in names))}
 
 # %% ../nbs/43_stages.ipynb #1af01f58
@@ -56,7 +62,7 @@ def pretrain(config: Config, packed: Packed, folder, start=None, on_record: Call
     model, step = (Pretrainer(encoder, c), pretrain_step) if compares else (Restorer(encoder, c, config.render.stroke_height), restore_step)
     if start: take_over(model, weights_of(start), ('encoder.',))
     batches = lambda at: stream(packed, Vocabulary.field(), config, c.fit, at, with_views=compares, rank=fabric.global_rank, world=fabric.world_size)
-    for record in fit(fabric, model, step, batches, c.fit, config.seed, run, until=until): on_record(record)
+    _train(run, fabric, on_record, model, step, batches, c.fit, config.seed, until=until)
     return _end(run, fabric, _parts(model, 'encoder'), 'pretrain')
 
 def attend(config: Config, packed: Packed, folder, start=None, on_record: Callable = lambda r: None, until: float = math.inf) -> Run:
@@ -68,7 +74,7 @@ def attend(config: Config, packed: Packed, folder, start=None, on_record: Callab
     if start: take_over(torch.nn.ModuleDict(dict(encoder=encoder, attention=attention)), weights_of(start))
     model = Attender(encoder, attention, c, config.render.stroke_height)
     batches = lambda at: stream(packed, Vocabulary.field(), config, c.fit, at, rank=fabric.global_rank, world=fabric.world_size)
-    for record in fit(fabric, model, attend_step, batches, c.fit, config.seed, run, after_step=lambda m: m.update_teacher(), until=until): on_record(record)
+    _train(run, fabric, on_record, model, attend_step, batches, c.fit, config.seed, after_step=lambda m: m.update_teacher(), until=until)
     return _end(run, fabric, _parts(model, 'encoder', 'attention'), 'attend')
 
 def _end(run, fabric, weights, stage, **facts):
@@ -118,7 +124,7 @@ def finetune(config: Config, packed: Packed, folder, start=None, validation: Pac
                                 rank=fabric.global_rank, world=fabric.world_size)
     evaluate = validation and (lambda m: validate(m, validation, vocabulary, config))
     told = dict(words=list(vocabulary.words), left_out={k: v for part in packed.parts() for k, v in left_out(part, vocabulary, config).items()})
-    for record in fit(fabric, model, finetune_step, batches, c.fit, config.seed, run, evaluate, slow, notes=told, until=until): on_record(record)
+    _train(run, fabric, on_record, model, finetune_step, batches, c.fit, config.seed, evaluate=evaluate, slow=slow, notes=told, until=until)
     if fabric.is_global_zero:
         if run.path('best.safetensors').exists(): model.load_state_dict(load_tensors(run.path('best.safetensors'))[0])
         save_model(run.path('model.safetensors'), model, config, vocabulary, dict(stage='finetune'), torch.float32)

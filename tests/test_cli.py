@@ -368,16 +368,18 @@ def test_interrupted_synth_leaves_nothing(tmp_path, monkeypatch):
     assert code == 130 and err.count('\n') == 1 and 'interrupted' in err and 'again' in err and not list(tmp_path.iterdir())
 
 @pytest.mark.slow
-def test_ctrl_c_in_training_continues_to_the_same_weights(tmp_path):
-    "SIGINT to a real process: exit code 130, one line that says how to go on, and going on works."
+@pytest.mark.parametrize('end', [signal.SIGINT, signal.SIGTERM])
+def test_ended_training_goes_on(end, tmp_path):
+    "Ctrl-C or `kill` to a real process: exit code 130, one line that says how to go on, nothing half-written, and going on works."
     argv = ['finetune', *TINY[:-1], 'finetune.fit.steps=12', 'finetune.fit.checkpoint_every=3', '--out', str(tmp_path/'run')]
     env = dict(os.environ, PYTHONPATH=str(ROOT))
     process = subprocess.Popen([sys.executable, '-m', 'mask_match.cli', *argv], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
                                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # a job in the background would not hear it
     log = tmp_path/'run'/'log.jsonl'
     while process.poll() is None and not (log.exists() and log.read_text().count('\n') >= 4): time.sleep(0.02)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(end)
     _, err = process.communicate(timeout=300)
     assert process.returncode == 130 and 'continues' in err.splitlines()[-1] and 'Traceback' not in err, err
+    assert not list(tmp_path.rglob('*.tmp'))
     ok(*argv)
     assert (tmp_path/'run'/'model.safetensors').exists()

@@ -23,7 +23,7 @@ NARROW = {  # rooms that may see less than their layer allows
 }
 MODELS = {'encoder', 'attention', 'coverage', 'decoder', 'search'}  # the automaton is made of a vocabulary once; a search gets its tables
 LOSSES = {'contrast'}
-RUNTIME = {'torch', 'numpy', 'PIL', 'lightning_fabric', 'safetensors', 'lxml', 'editdistance', 'seaborn', 'matplotlib', 'HersheyFonts', 'mask_match'}
+RUNTIME = {'torch', 'numpy', 'PIL', 'lightning_fabric', 'safetensors', 'filelock', 'lxml', 'editdistance', 'seaborn', 'matplotlib', 'HersheyFonts', 'mask_match'}
 EXTRA = {'show': {'IPython'}, 'compat': {'torchvision'}, 'deploy': {'onnxruntime'}, 'report': {'nbconvert'}, 'reproduce': {'papermill'}, 'cli': {'papermill'}}
 
 def modules() -> dict[str, Path]:
