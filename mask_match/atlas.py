@@ -66,6 +66,13 @@ def by_expression(rows: list, key: Callable, least: int = 1, draws: int = 200) -
                          token_ci95=m['ci95']['token_error_rate']))
     return made
 
+# %% ../nbs/57_atlas.ipynb #57rate01
+def _rate(pairs: list, draws: int = 200, seed: int = 0) -> dict:  # per expression: (wrong symbols, symbols)
+    "A rate of symbols with ci95: expressions resampled, and never narrower than were the symbols witnesses of their own."
+    k, n = map(sum, zip(*pairs))
+    drawn, alone = _middle(_resampled(pairs, lambda k, n: k/n, draws, seed)), wilson(k, n)
+    return dict(rate=k/n, ci95=[min(drawn[0], alone[0]), max(drawn[1], alone[1])])
+
 def by_symbol(rows: list, key: Callable, least: int = 1, draws: int = 200, seed: int = 0) -> list[dict]:
     """Share of truth symbols not read right, by groups `key(fate)`: group, n, `expressions`, `rate`, ci95; worst first.
     Groups of fewer than `least` symbols are left out."""
@@ -76,25 +83,22 @@ def by_symbol(rows: list, key: Callable, least: int = 1, draws: int = 200, seed:
     made = []
     for name, found in groups.items():
         pairs = [(sum(wrong), len(wrong)) for wrong in found.values()]
-        k, n = map(sum, zip(*pairs))
-        if n < least: continue
-        drawn, alone = _middle(_resampled(pairs, lambda k, n: k/n, draws, seed)), wilson(k, n)
-        made.append(dict(group=name, n=n, expressions=len(pairs), rate=k/n, ci95=[min(drawn[0], alone[0]), max(drawn[1], alone[1])]))
+        n = sum(n for _, n in pairs)
+        if n >= least: made.append(dict(group=name, n=n, expressions=len(pairs), **_rate(pairs, draws, seed)))
     return sorted(made, key=lambda g: (-g['rate'], -g['n'], g['group']))
 
 # %% ../nbs/57_atlas.ipynb #2f771351
 def confusions(rows: list, most: int = 20) -> list[dict]:
     "The commonest pairs: `truth` read as `read` ('' for lost and surplus), n, share `of` the symbol with ci95, `expressions`, `alone`."
-    n, holding, alone, written = Counter(), Counter(), Counter(), Counter(f.truth for row in rows for f in row['fates'] if f.truth)
+    n, holding, alone, each = Counter(), Counter(), Counter(), []
     for row in rows:
         wrong = Counter((f.truth, f.read) for f in row['fates'] if f.kind not in ('right', 'moved'))
-        n.update(wrong); holding.update(wrong.keys())
+        n.update(wrong); holding.update(wrong.keys()); each.append((wrong, Counter(f.truth for f in row['fates'] if f.truth)))
         if len(wrong) == 1 and not any(f.kind == 'moved' for f in row['fates']): alone.update(wrong.keys())
     made = []
     for pair in sorted(n, key=lambda pair: (-n[pair], pair))[:most]:
-        total = written[pair[0]]
-        made.append(dict(truth=pair[0], read=pair[1], n=n[pair], of=n[pair]/total if total else None, ci95=list(wilson(n[pair], total)) if total else None,
-                         expressions=holding[pair], alone=alone[pair]))
+        share = _rate([(wrong[pair], truths[pair[0]]) for wrong, truths in each if truths[pair[0]]]) if pair[0] else dict(rate=None, ci95=None)
+        made.append(dict(truth=pair[0], read=pair[1], n=n[pair], of=share['rate'], ci95=share['ci95'], expressions=holding[pair], alone=alone[pair]))
     return made
 
 def moves(rows: list, most: int = 20) -> list[dict]:

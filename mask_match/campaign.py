@@ -7,7 +7,7 @@ __all__ = ['STAGES', 'PART', 'MISSING', 'MAX_BUNDLE', 'RUN', 'try_stage', 'tell_
            'run_campaign', 'make_bundle', 'fetch_wheels']
 
 # %% ../nbs/58_campaign.ipynb #48bf2f9a
-import argparse, json, math, os, shutil, subprocess, sys, tarfile, tempfile, time
+import argparse, json, math, os, shutil, signal, subprocess, sys, tarfile, tempfile, time
 from dataclasses import replace
 from pathlib import Path
 import mask_match
@@ -72,10 +72,12 @@ def keep(folder, state) -> list[Path]:
         with tarfile.open(fileobj=whole, mode='w:gz', compresslevel=1) as tar:
             for p in sorted(p for p in folder.rglob('*') if p.is_file() and is_needed(p)): tar.add(p, p.relative_to(folder))
         size = whole.tell(); whole.seek(0)
-        for old in state.glob('state-*'): old.unlink()
         names = [state/f'state-{k + 1}-of-{-(-size//PART)}' for k in range(-(-size//PART))]
-        for name in names:
-            with atomic(name) as p: p.write_bytes(whole.read(PART))
+        new = [name.with_name(f'new-{name.name}') for name in names]           # the old parts stay until all new ones are written
+        for path in new:
+            with atomic(path) as p: p.write_bytes(whole.read(PART))
+        for old in state.glob('state-*'): old.unlink()
+        for path, name in zip(new, names): path.replace(name)
     return names
 
 def bring_back(state, folder):
@@ -102,14 +104,17 @@ def run_campaign(argv=None) -> int:  # exit code
     parser.add_argument('--deadline-s', type=float, default=math.inf); parser.add_argument('--set', nargs='+', default=[], metavar='KEY=VALUE')
     parser.add_argument('--trial', type=int, metavar='STEPS', help='only a trial of so many steps of every stage: how fast is this machine?')
     args = parser.parse_args(argv)
+    if args.trial is not None and args.trial < 2: parser.error('--trial takes at least 2 steps')
+    if argv is None: signal.signal(signal.SIGTERM, signal.default_int_handler)   # ended from outside: the state is written all the same
     until = time.monotonic() + args.deadline_s
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(args.out or temporary)
         try:
             if args.trial: tell_rates(configure(args.preset, None, args.set), args.data, args.trial); return 0
             bring_back(args.state, folder)
-            try: campaign(configure(args.preset, None, args.set), args.data, folder, until, trains_only=args.train_only)
-            finally: print('state:', *(f'{p.name} ({p.stat().st_size/1e6:.1f} MB)' for p in keep(folder, args.state)))
+            for trains_only in (True,) if args.train_only else (True, False):     # what was trained is safe before the evaluation begins
+                try: campaign(configure(args.preset, None, args.set), args.data, folder, until, trains_only=trains_only)
+                finally: print('state:', *(f'{p.name} ({p.stat().st_size/1e6:.1f} MB)' for p in keep(folder, args.state)))
         except OutOfTime as e: print(e); return 3
         except (RunError, ConfigError) as e: print(e, file=sys.stderr); return 1
     return 0

@@ -53,6 +53,7 @@ def check_run(out, config, stage):
     if not (out/'config.json').exists() and out.is_dir() and any(out.iterdir()): raise CliError(f'{out} holds files but no run; give a new folder with --out')
     if run: say(f"{out}: {'is finished' if run.is_done else f'continues; {done} of {getattr(config, stage).fit.steps} steps are in its log'}")
 
+# %% ../nbs/61_cli.ipynb #61run001
 def run_stage(args) -> int | None:
     "Run one training stage, or continue it."
     from mask_match import stages
@@ -60,17 +61,19 @@ def run_stage(args) -> int | None:
     from mask_match.fit import OutOfTime
     from mask_match.state import checkpoints
     from mask_match.prepare import check_start, ink_for, settings, undone, writable
+    from mask_match.runs import is_taken
     until = time.monotonic() + (args.deadline_s or math.inf)
     config = settings(args.preset, args.set, args.data)
     out = writable(args.out or project_root()/'runs'/config.preset/args.command, folder=True)
     check_run(out, config, args.command), check_start(args.command, config, args.start)
-    data, tell = ink_for(config, args.data, out, say), Progress(getattr(config, args.command).fit.steps, 'step')
+    data, begun = ink_for(config, args.data, out, say), max((int(p.name[11:]) for p in checkpoints(out)), default=0)
+    tell = Progress(getattr(config, args.command).fit.steps, 'step', begun)
     more = dict(validation=load_packed(data, 'validation')) if args.command == 'finetune' and (data/'validation.safetensors').exists() else {}
     args.after_interrupt = f'the same command continues from the last checkpoint in {out}'
     def report(r):
         told = {'loss': 'loss', 'expressions_per_second': 'expressions/s', 'validation_score': 'validation ExpRate'}
         tell(r['step'], '  '.join(f'{name} {r[key]:.4g}' for key, name in told.items() if key in r), 'validation_score' in r)
-    with undone(out, keep=lambda path: (path/'log.jsonl').exists() or checkpoints(path) != []):
+    with undone(out, keep=lambda path: (path/'log.jsonl').exists() or checkpoints(path) != [] or path.is_dir() and is_taken(path)):
         try: run = getattr(stages, args.command)(config, load_packed(data, 'train'), out, args.start, on_record=report, until=until, **more)
         except OutOfTime as e: return show(f'{args.command}: {e}') or 3
     last = {k: v for r in run.records() for k, v in r.items()}

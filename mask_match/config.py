@@ -187,7 +187,7 @@ def from_dict(d: dict, cls=Config):
 
 def config_hash(config) -> str:  # 12 hexadecimal digits
     "Short fingerprint of all settings: equal configs, equal hash."
-    return hashlib.sha256(json.dumps(to_dict(config), sort_keys=True).encode()).hexdigest()[:12]
+    return hashlib.sha256(json.dumps(to_dict(from_dict(to_dict(config), type(config))), sort_keys=True).encode()).hexdigest()[:12]
 
 # %% ../nbs/00_config.ipynb #8588c0b8
 def _kind(f): return globals()[f.type] if isinstance(f.type, str) else f.type
@@ -273,9 +273,9 @@ def paper():
     return Config(preset='paper', beam=10, data=DataConfig(source='crohme'),
                   render=RenderConfig(stroke_height=28., pen_width=3., margin=13, max_height=448, max_width=1792),
                   encoder=EncoderConfig(name='pyramid'), decoder=DecoderConfig(dropout=0.3, max_tokens=200),
-                  pretrain=PretrainConfig(hidden=1024, projection=512, fit=replace(fit, steps=4000, minutes=4)),
-                  attend=AttendConfig(fit=replace(fit, steps=4000, minutes=3)),
-                  finetune=FinetuneConfig(cutout_share=.5, cutout_end=.2, exchange_share=.5, fit=replace(fit, steps=40_000, minutes=20, evaluate_every=2000)))
+                  pretrain=PretrainConfig(hidden=1024, projection=512, fit=replace(fit, steps=4000, minutes=4.)),
+                  attend=AttendConfig(fit=replace(fit, steps=4000, minutes=3.)),
+                  finetune=FinetuneConfig(cutout_share=.5, cutout_end=.2, exchange_share=.5, fit=replace(fit, steps=40_000, minutes=20., evaluate_every=2000)))
 
 # %% ../nbs/00_config.ipynb #ed0f44c6
 PRESETS = dict(smoke=smoke, quick=quick, cpu=cpu, paper=paper)

@@ -125,7 +125,7 @@ def hide_blocks(image: torch.Tensor,    # images, 1 is ink [b 1 H W]
                 sizes: torch.Tensor,    # true height and width of each (pixels) [b 2]
                 ratio: float,           # share of each expression's ink to hide (fraction)
                 block_px: float,        # edge of a block (pixels)
-                attention: torch.Tensor | None = None,  # where to hide: weights [b H W], or [b h w] on the cell grid; None: anywhere on ink
+                attention: torch.Tensor | None = None,  # where to hide: weights [b H W], or [b h w] of cells that fill the image; None: anywhere on ink
                 generator: torch.Generator | None = None
                ) -> tuple:              # (image with hidden blocks [b 1 H W], is_hidden [b H W]: True inside a block)
     "Hide square blocks until the asked share of ink pixels is hidden (to within one ring of a block)."

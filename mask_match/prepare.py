@@ -16,13 +16,12 @@ from .attention import AttentionNet
 from .config import Config, ConfigError, configure, near, preset, to_dict
 from .data import load_packed, pack
 from .encoder import make_encoder
-from .finetune import MaskMatch, take_over
+from .finetune import WHOLE, MaskMatch, take_over, weights_of
 from .inkml import read_inks
 from .latex import Vocabulary
 from .runs import RunError, file_hash
 from .sources import read_sources
 from .splits import keeper, make_splits, split_of, undamaged
-from .stages import WHOLE, weights_of
 from torch import nn
 
 # %% ../nbs/49_prepare.ipynb #7cc7697f

@@ -14,11 +14,11 @@ import torch
 from .config import Config, override
 from .data import Epoch, Packed
 from .discover import discover, health, samples_of
-from .finetune import make_model, take_over
+from .finetune import make_model, take_over, weights_of
 from .grid import jobs, note_of, results
 from .latex import Vocabulary
 from .runs import save_tensors
-from .stages import pretrain, weights_of
+from .stages import pretrain
 from .state import grow, load_checkpoint
 from .survey import Networks, survey, untrained
 

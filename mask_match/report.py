@@ -32,26 +32,33 @@ def _told(record, key):
     value = record.get(key) or ()
     return {value} if isinstance(value, str) else set(value.values() if isinstance(value, dict) else value)
 
-def stale(record: dict, folder, shipped: str) -> list[str]:  # reasons; none: current
-    "Why a picture or table no longer tells of what is here; `shipped` is the hash of the weights that ship."
+def stale(record: dict, folder, shipped: str, parents: set = frozenset()) -> list[str]:  # reasons; none: current
+    "Why a picture or table no longer tells of what is here; `shipped` is the hash of the weights that ship, `parents` are those they are a mean of."
     file, weights = record.get('figure') or record['table'], _told(record, 'weights_sha256')
     if not isinstance(record.get('weights'), dict): weights |= _told(record, 'weights')  # runs of a chain, by name: their settings tell
     reasons = [] if (Path(folder)/file).exists() else [f'{file} is gone']
-    if weights: return reasons + ([] if shipped in weights else ['made with weights that do not ship'])
+    if weights: return reasons + ([] if shipped in weights or weights <= parents else ['made with weights that do not ship'])
     try: today = config_hash(override(configure(record['preset'], record['seed']), record.get('changes', {})))
     except (ConfigError, KeyError): today = None
     if record['config'] == today: return reasons
     return [*reasons, f"the settings of preset {record['preset']} are others today" + ', or some were changed for it'*('changes' not in record)]
 
+# %% ../nbs/52_report.ipynb #52rep001
 def predictions_in(folder, runs=None) -> set:  # hashes
     "All predictions at hand: kept beside the figures in `folder`, or still lying where they were made, below `runs`."
     kept = {hashlib.sha256(unpacked(p)).hexdigest() for p in Path(folder).rglob('*.jsonl.xz')}
     return kept | {file_hash(p) for p in (Path(runs).rglob('*.jsonl') if runs else ())}
 
+def _named(value, is_hash: bool = False) -> set:
+    "Hashes (or their first 12 digits) of the predictions that a record names, wherever in it."
+    if isinstance(value, str): return {value} if is_hash and re.fullmatch('[0-9a-f]{12,64}', value) else set()
+    some = value.items() if isinstance(value, dict) else (('', v) for v in value) if isinstance(value, list) else ()
+    return set().union(*(_named(v, is_hash or key in ('predictions', 'predictions_sha256')) for key, v in some))
+
 def predictions_at_hand(record: dict, found: set) -> str:
-    "Whether the predictions that a record names are among those `found`."
-    wanted = _told(record, 'predictions_sha256') | {h for row in record.get('study', ()) if isinstance(row, dict) for h in row.get('predictions_sha256', ())}
-    return f'{len(wanted & found)} of {len(wanted)} at hand' if wanted else 'none named'
+    "How many of the predictions that a record names are among those `found`."
+    wanted = _named(record)
+    return f'{sum(any(f.startswith(w) for f in found) for w in wanted)} of {len(wanted)} at hand' if wanted else 'none named'
 
 # %% ../nbs/52_report.ipynb #bb1dd99a
 _GAPS = ('not finished', 'not run')
@@ -79,17 +86,19 @@ def findings(record: dict) -> list[str]:
     return made
 
 # %% ../nbs/52_report.ipynb #8acb0a6a
-CLAIMS = {'better than supervised training alone': ('_baselines_', 'full method'), 'the progressive curriculum matters': ('_masking_', ''),
+CLAIMS = {'better than supervised training alone': ('_baselines_', 'full method'),
+          'the progressive curriculum matters': ('_masking_', ('constant', 'reversed')),
           'the attention finds operators': ('_localisation', 'operators'), 'the attention finds exponents': ('_localisation', 'exponents'),
           'the attention finds nested notation': ('_localisation', 'nested'), 'robust where ink is missing': ('_occlusion_', 'full method')}
 
-def claims(records: list[dict]) -> list[dict]:  # claim, what came of it (how many comparisons), where
+def claims(records: list[dict], old: set = frozenset()) -> list[dict]:  # names of stale records; returns claim, what came of it (how many comparisons), where
     "What the paper (arXiv 2508.06107) claims, and how often the findings of the study that asks said what."
     made = []
     for claim, (study, arm) in CLAIMS.items():
         told = [(r['name'], line.split(': ')[1].split(' (')[0]) for r in records if study in f"{r['name']}_" for line in findings(r) if line.startswith(arm)]
         came = '; '.join(f'{word} ({n})' for word, n in Counter(word for _, word in told).items())
-        made.append({'claim of the paper': claim, 'here': came or 'not run', 'in': ', '.join(dict.fromkeys(name for name, _ in told))})
+        where = ', '.join(name + ' (STALE)'*(name in old) for name in dict.fromkeys(name for name, _ in told))
+        made.append({'claim of the paper': claim, 'here': came or 'not run', 'in': where})
     return made
 
 def choices() -> list[dict]:  # setting, its default, why
@@ -127,9 +136,12 @@ def report(folder, runs=None, weights=None) -> str:  # Markdown
     weights, folder = Path(weights or default_weights()), Path(folder)
     for path in (weights, weights.with_suffix('.json')):
         if not path.is_file(): raise RunError(f'{path}: no such file; give weights that were published, with their card beside them')
-    made, shipped, found = sidecars(folder), file_hash(weights), predictions_in(folder, runs)
+    made, shipped, found, card = sidecars(folder), file_hash(weights), predictions_in(folder, runs), json.loads(weights.with_suffix('.json').read_text())
+    parents = {card.get('sha256'), card.get('inputs', {}).get('start')} - {None}
+    reasons = {r['name']: '; '.join(stale(r, folder, shipped, parents)) for r in made}
     lines = ['# What this project has found', '## Results', _table(results(weights)), '', *(f'- {line}' for line in card_lines(weights))]
-    lines += ['', '## Confirmed and not', _table(claims(made))]
+    lines += ['', '## Confirmed and not', _table(claims(made, {name for name, why in reasons.items() if why})), '']
+    lines += ['In brackets: how many comparisons said so. They are not independent: the same trainings read validation and 2014.']
     for name, told in ((r['name'], findings(r)) for r in made):
         gaps = {gap: [line.removesuffix(f': {gap}') for line in told if line.endswith(f': {gap}')] for gap in _GAPS}
         done = [line for line in told if not line.endswith(tuple(f': {gap}' for gap in _GAPS))]
@@ -137,7 +149,7 @@ def report(folder, runs=None, weights=None) -> str:  # Markdown
         if done: lines += ['', f'**{name}**', '', *(f'- {line}' for line in done)]
     state = [dict(what=f"[{r['name']}](#{r['name']})", preset=r['preset'], seed=r['seed'], commit=r.get('commit', '')[:7], date=r.get('date', '')[:10],
                   machine=', '.join([r.get('processor') or '', *map(str, r.get('gpus') or ())]), predictions=predictions_at_hand(r, found),
-                  state='; '.join(stale(r, folder, shipped)) or 'current') for r in made]
+                  state=reasons[r['name']] or 'current') for r in made]
     lines += ['', '## What made what', _table([{**row, 'state': row['state'] if row['state'] == 'current' else f"STALE: {row['state']}"} for row in state])]
     lines += ['', '## Our choices where the paper is silent', _table(choices()), '', '## Pictures and tables']
     for r, row in zip(made, state):

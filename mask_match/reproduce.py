@@ -5,19 +5,17 @@
 # %% auto #0
 __all__ = ['PLACES', 'EXPERIMENTS', 'ReproduceError', 'Task', 'need_papermill', 'read_cells', 'signature', 'problems', 'ordered',
            'digest', 'code_digest', 'imports', 'used_code', 'path_digest', 'parents', 'leave', 'read_record', 'stale',
-           'same_library', 'misplaced', 'patiently', 'execute', 'alone', 'make_room', 'times', 'run_tasks', 'graph',
-           'reproduce']
+           'same_library', 'misplaced', 'patiently', 'execute', 'make_room', 'times', 'run_tasks', 'graph', 'reproduce']
 
 # %% ../nbs/60_reproduce.ipynb #6221be3e
 import ast, hashlib, json, os, shutil, time, warnings
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from unittest import mock
 import mask_match
 from .config import near, override, parse_overrides, preset as preset_called, project_root
-from .runs import file_hash, followed, provenance, write_json
+from .runs import alone_in, file_hash, followed, provenance, write_json
 
 # %% ../nbs/60_reproduce.ipynb #47089161
 class ReproduceError(RuntimeError): "The chain of notebooks can't run, or one of them failed; the message says what to do."
@@ -200,22 +198,12 @@ def execute(task: Task, runs) -> Path:  # the executed notebook
     return done
 
 # %% ../nbs/60_reproduce.ipynb #d106369b
-@contextmanager
-def alone(runs):
-    "Hold the runs folder for this process; where another one holds it, raise."
-    with open(Path(runs)/'.lock', 'w') as f:
-        try:
-            import fcntl
-            fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except ImportError: pass  # no such locks on Windows
-        except OSError: raise ReproduceError(f'{runs} is being written by another process; wait for it, or choose another folder') from None
-        yield
-
-def make_room(task: Task, runs, now: dict, force: bool):
-    "Forget the old record; keep outputs only of an interrupted run with the very same parents."
-    runs, started = Path(runs), Path(runs)/f'{task.name}.started.json'
-    try: resume = not force and json.loads(started.read_text()) == json.loads(json.dumps(now))
+def make_room(task: Task, runs, now: dict, force: bool, record: dict | None = None):
+    "Forget the old record; keep outputs of an interrupted run with the very same parents, and those that are as the record says: then only a picture was lost."
+    runs, started, plain = Path(runs), Path(runs)/f'{task.name}.started.json', json.loads(json.dumps(now))
+    try: resume = not force and json.loads(started.read_text()) == plain
     except (OSError, ValueError): resume = False
+    if record and not force and record['parents'] == plain: resume = resume or leave(runs, task.outputs) == record['outputs']
     (runs/f'{task.name}.json').unlink(missing_ok=True)
     for path in [runs/n for n in task.outputs if (runs/n).exists() and not resume]:
         aside = runs/'previous'/path.relative_to(runs)
@@ -234,13 +222,13 @@ def run_tasks(tasks, runs, figures, data=None, force=False, say=print) -> list[d
     tasks, runs, figures, records = ordered(tasks), Path(runs).resolve(), Path(figures).resolve(), {}
     for folder in (runs, figures): folder.mkdir(parents=True, exist_ok=True)
     fingerprint = data and path_digest(data)
-    with alone(runs):
+    with alone_in(runs):
         for task in tasks:
             now, record = parents(task, records, fingerprint), read_record(task, runs)
             reason = 'forced' if force else stale(task, record, now, runs, figures)
             if reason:
                 say(f'{task.name:<14} runs ({reason})')
-                make_room(task, runs, now, force)
+                make_room(task, runs, now, force, record)
                 start, before = time.monotonic(), times(figures)
                 with followed(runs/task.name, lambda text, name=task.name: say(f'{name:<14} {text}')): execute(task, runs)
                 made = [n for n, t in times(figures).items() if before.get(n) != t]

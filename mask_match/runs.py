@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RunError', 'atomic', 'write_json', 'file_hash', 'unpacked', 'keep_copy', 'save_tensors', 'load_tensors', 'provenance',
-           'seed_everything', 'Run', 'alone_in', 'followed']
+           'seed_everything', 'Run', 'alone_in', 'is_taken', 'followed']
 
 # %% ../nbs/01_runs.ipynb #d880e55d
 import hashlib, json, lzma, os, platform, random, subprocess, sys, tempfile, threading, time
@@ -15,7 +15,7 @@ import numpy as np, torch, mask_match
 from filelock import FileLock, Timeout
 from safetensors import safe_open, SafetensorError
 from safetensors.torch import save_file
-from .config import Config, config_hash, from_dict, project_root, to_dict
+from .config import Config, config_hash, from_dict, to_dict
 
 # %% ../nbs/01_runs.ipynb #d04a22be
 class RunError(RuntimeError): "A run folder or a file in it that can't be used; the message says what to do."
@@ -69,7 +69,9 @@ def load_tensors(path) -> tuple[dict, dict]:  # named tensors, meta
 
 # %% ../nbs/01_runs.ipynb #f5117877
 def _git(*args):
-    try: return subprocess.run(['git', '-C', str(project_root(mask_match.__path__[0])), *args], capture_output=True, text=True, timeout=10).stdout.strip()
+    "What git says, where it keeps this package; '' elsewhere, in a repository of somebody else for one."
+    ask = lambda *words: subprocess.run(['git', '-C', str(mask_match.__path__[0]), *words], capture_output=True, text=True, timeout=10)
+    try: return ask(*args).stdout.strip() if ask('ls-files', '--error-unmatch', '__init__.py').returncode == 0 else ''
     except (OSError, subprocess.TimeoutExpired): return ''
 
 def _processor():
@@ -142,14 +144,19 @@ class Run:
 
 # %% ../nbs/01_runs.ipynb #01runs01
 @contextmanager
-def alone_in(run: Run):
-    "No other process trains in this run folder while the block runs; `RunError` where one does. A process that is killed leaves it free."
-    lock = FileLock(run.path('.lock'), timeout=0)
+def alone_in(folder):
+    "No other process works in this folder while the block runs; `RunError` where one does. A process that is killed leaves it free."
+    lock = FileLock(Path(folder)/'.lock', timeout=0)
     try: lock.acquire()
-    except Timeout: raise RunError(f'{run.folder}: another process trains here; wait for its end, or choose another --out') from None
+    except Timeout: raise RunError(f'{folder} is being written by another process; wait for its end, or choose another folder') from None
     try: yield
     finally: lock.release()
 
+def is_taken(folder) -> bool:
+    "Whether some process works in this folder."
+    try:
+        with alone_in(folder): return False
+    except RunError: return True
 
 # %% ../nbs/01_runs.ipynb #01f0a002
 @contextmanager

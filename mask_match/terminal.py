@@ -41,29 +41,35 @@ def load(*modules: str):
 
 # %% ../nbs/59_terminal.ipynb #d4ac3cd7
 def _is_first(): return int(os.environ.get('LOCAL_RANK', 0)) == 0  # only the first of several processes speaks
+_waits = []  # holds something while a line of progress has no end yet
+def _clear():
+    if _waits: _waits.clear(); print('\r\033[K', end='', file=sys.stderr, flush=True)
+
 def say(*words):
     "A line for the person at the terminal (standard error)."
-    if _is_first(): print(*words, file=sys.stderr, flush=True)
+    if _is_first(): _clear(); print(*words, file=sys.stderr, flush=True)
 
 def show(*words):
     "A line of the result (standard output)."
-    if _is_first(): print(*words, flush=True)
+    if _is_first(): _clear(); print(*words, flush=True)
 
 def complain(where: str, message: str): say(f"mask-match{f' {where}' if where else ''}: {message}")
 
 class Progress:
-    "Shows how far a job is, on standard error."
-    def __init__(self, total: int, unit: str):
-        self.total, self.unit, self.live = total, unit, sys.stderr.isatty()
+    "Shows how far a job is, on standard error; `begun`: what was done before."
+    def __init__(self, total: int, unit: str, begun: int = 0):
+        self.total, self.unit, self.begun, self.live = total, unit, begun, sys.stderr.isatty()
         self.start = self.last = time.monotonic()
 
     def __call__(self, done: int, more: str = '', always: bool = False):
         now = time.monotonic()
         if not always and now - self.last < (0.2 if self.live else 10) and not (self.live and done >= self.total): return
-        self.last, left = now, (now - self.start)/max(done, 1)*(self.total - done)
+        self.last, left = now, (now - self.start)/max(done - self.begun, 1)*(self.total - done)
         text = f"{self.unit} {done}/{self.total}  {more}  {f'{left/60:.1f} min left' if done < self.total else f'{now - self.start:.1f} s'}"
         if not self.live: say(text)
-        elif _is_first(): print(f'\r\033[K{text}', end='\n' if done >= self.total else '', file=sys.stderr, flush=True)
+        elif _is_first():
+            print(f'\r\033[K{text}', end='\n' if done >= self.total else '', file=sys.stderr, flush=True)
+            _waits[:] = [] if done >= self.total else [self]
 
 # %% ../nbs/59_terminal.ipynb #59t00001
 def whole(least: int, most: int = 2**32 - 1):

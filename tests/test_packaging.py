@@ -182,3 +182,9 @@ def test_the_data_manifest_is_of_this_ink(crohme):
     same = [split for split in wanted if found.get(split, {}).get('files') == wanted[split]['files']]
     if not same: pytest.skip(f'this is another CROHME package than that of data/manifest.json: {found}')
     assert {split: found[split] for split in same} == {split: wanted[split] for split in same}
+
+@pytest.mark.parametrize('room', ['prepare', 'evaluate', 'recognize'])
+def test_reading_loads_no_trainer(room):
+    "Lightning takes as long to load as PyTorch itself; who only reads does not wait for it."
+    code = f"import sys, mask_match.{room}; sys.exit('lightning_fabric' in sys.modules or 'torch._dynamo' in sys.modules)"
+    assert subprocess.run([sys.executable, '-c', code], cwd=ROOT, timeout=120).returncode == 0

@@ -3,6 +3,7 @@ import json, os, signal, subprocess, sys, textwrap, time
 from pathlib import Path
 import nbformat, pytest
 from mask_match import reproduce as room
+from mask_match.runs import RunError
 from mask_match.reproduce import ReproduceError, Task, graph, ordered, run_tasks, signature
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -113,7 +114,7 @@ def test_missing_output_is_a_failure(toy):
 
 def test_a_second_process_is_kept_out(toy):
     toy.runs.mkdir()
-    with room.alone(toy.runs), pytest.raises(ReproduceError, match='another process'): toy.go()
+    with room.alone_in(toy.runs), pytest.raises(RunError, match='another process'): toy.go()
 
 @pytest.mark.slow
 def test_kill_in_the_middle_then_resume(tmp_path):
@@ -171,3 +172,19 @@ def test_where_injected_parameters_stand(tmp_path):
     bad = write(tmp_path/'bad.ipynb', ('a = 2', 'injected-parameters'), 'a = 1')
     assert room.misplaced(good, dict(a=2)) == '' and room.misplaced(bad, {}) == ''
     assert 'do not stand right after' in room.misplaced(bad, dict(a=2))
+
+def test_a_lost_picture_trains_nothing_again(tmp_path):
+    notebook = write(tmp_path/'work.ipynb', ("runs_dir = ''\nfigures_dir = ''", 'parameters'), textwrap.dedent('''
+        from pathlib import Path
+        work, picture = Path(runs_dir, 'work'), Path(figures_dir, 'work.txt')
+        is_kept = (work/'done.txt').exists()
+        work.mkdir(exist_ok=True); (work/'done.txt').write_text('trained')
+        _ = picture.write_text('drawn again' if is_kept else 'first')'''))
+    runs, figures = tmp_path/'runs', tmp_path/'figures'
+    task = Task(notebook, dict(runs_dir=str(runs), figures_dir=str(figures)), outputs=('work',))
+    go = lambda: run_tasks([task], runs, figures, say=lambda line: None)
+    go(); assert (figures/'work.txt').read_text() == 'first'
+    (figures/'work.txt').unlink(); go()
+    assert (figures/'work.txt').read_text() == 'drawn again' and not (runs/'previous').exists()
+    (runs/'work'/'done.txt').write_text('spoilt'); go()
+    assert (figures/'work.txt').read_text() == 'first' and (runs/'previous'/'work').exists() and (runs/'work'/'done.txt').read_text() == 'trained'
