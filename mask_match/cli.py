@@ -89,7 +89,8 @@ def run_evaluate(args):
     from mask_match.prepare import packed_split, read_captions, writable
     from mask_match.recognize import find_weights
     from mask_match.runs import write_json
-    if args.json and args.json == args.predictions: raise CliError(f'--json and --predictions are both {args.json}; give two files')
+    if args.json and args.predictions and os.path.realpath(args.json) == os.path.realpath(args.predictions):
+        raise CliError(f'--json and --predictions are both {args.json}; give two files')
     for path in filter(None, (args.json, args.predictions)): writable(path, folder=False)
     weights = find_weights(args.weights)
     beam, captions, tell = args.beam or open_model(weights)[2].beam, read_captions(args.captions), Progress(1, 'expressions')

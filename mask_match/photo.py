@@ -34,12 +34,14 @@ def load_image(source) -> Image.Image:
         path = Path(source)
         if not path.exists(): raise ImageError(f'{name}: there is no such file; check the path')
         if path.is_dir(): raise ImageError(f'{name} is a folder; give one of the pictures in it')
+        if not path.is_file(): raise ImageError(f'{name} is a pipe or a device; save the picture as a file first')
         if not path.stat().st_size: raise ImageError(f'{name} is empty (0 bytes); copy or export it again')
     try:
         image = source if isinstance(source, Image.Image) else Image.open(source, formats=FORMATS)
         if not image.width*image.height: raise ImageError(f'{name} has no pixels ({image.width} x {image.height}); check how it was cropped')
         if image.width*image.height > MAX_PIXELS:
             raise ImageError(f'{name} claims {image.width} x {image.height} pixels, more than {MAX_PIXELS:,}; scale it down or crop it first')
+        if image is not source and image.format != 'MPO' and getattr(image, 'is_animated', 0): raise ImageError(f'{name} has several pages; save one as PNG')
         image.load()
     except ImageError: raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as e:

@@ -63,6 +63,7 @@ def picture_names(files: list, folder) -> list:  # names of .png files
         while name in made: name = f'{name[:-4]}~.png'
         target = Path(folder)/name
         if str(target.resolve()) in taken: raise RunError(f'{target} is one of the files to be read; give another folder with --overlay')
+        if target.exists(): raise RunError(f'{target} is there already; give another folder with --overlay, or remove it')
         made.append(name)
     return made
 
@@ -134,7 +135,7 @@ def check_start(stage: str, config: Config, start=None) -> None:
 def read_captions(path) -> dict | None:  # name -> caption
     "Captions from a file of lines `name<TAB>caption`; `RunError` where it is something else."
     if path is None: return None
-    try: lines = existing(path).read_text(encoding='utf-8').splitlines()
+    try: lines = existing(path).read_text(encoding='utf-8-sig').splitlines()
     except UnicodeDecodeError: raise RunError(f'{path}: not a text file; captions are lines of name, tab, LaTeX') from None
     if not any(map(str.strip, lines)): raise RunError(f'{path}: no caption in it; captions are lines of name, tab, LaTeX')
     wrong = next((i for i, line in enumerate(lines) if line.strip() and '\t' not in line), None)

@@ -35,7 +35,7 @@ def to_picture(array) -> Image.Image:
     if a.ndim == 3 and a.shape[2] == 1: a = a[:, :, 0]
     if a.ndim not in (2, 3) or a.ndim == 3 and a.shape[2] not in (3, 4) or not a.size:
         raise ImageError(f'a picture is an array [H W], [H W 3] or [H W 4]; got shape {a.shape}; put the channels last and give one picture at a time')
-    if a.dtype == bool or a.dtype.kind in 'ui' and 0 <= a.min() and a.max() <= 1: a = a*255
+    if a.dtype == bool or a.dtype.kind in 'ui' and 0 <= a.min() and a.max() <= 1: a = a*np.uint8(255)
     elif a.dtype.kind == 'f':
         if not np.isfinite(a).all(): raise ImageError('the array has pixels that are not finite numbers (nan or inf); repair them first')
         if a.min() >= -0.1 and a.max() <= 1.1: a = a.clip(0, 1)*255                     # resampling goes a little beyond

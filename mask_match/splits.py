@@ -41,9 +41,9 @@ def keeper(found: set, split: str):  # keep(path) -> bool, or None: all
     return (lambda name: split_of(name) == said) if said in found else None
 
 def undamaged(report):  # the report
-    "`RunError` where an archive or a folder could not be read to its end: part of a split is no split."
+    "`RunError` where an archive or a folder could not be read to its end, or lies packed in another: part of a split is no split."
     for r in report.rejected:
-        if r.reason.startswith(('unreadable archive', 'a folder that may not')): raise RunError(f'{r.name}: {r.reason}')
+        if r.reason.startswith(('unreadable archive', 'a folder that may not', 'an archive inside')): raise RunError(f'{r.name}: {r.reason}')
     return report
 
 def read_split(sources, split: str, captions: dict | None = None):  # (inks, report)

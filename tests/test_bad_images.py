@@ -124,3 +124,15 @@ def test_good_file(tmp_path, kind):
     path = tmp_path/f'good.{kind.lower()}'; path.write_bytes(good[kind])
     out, reference = image_to_ink_image(load_image(path)), image_to_ink_image(drawing())
     assert abs(out.shape[1] - reference.shape[1]) <= 2 and out.max() > 200
+
+@pytest.mark.parametrize('kind', ['TIFF', 'GIF'])
+def test_pages_are_not_dropped(kind, tmp_path):
+    path = tmp_path/f'pages.{kind.lower()}'
+    drawing().save(path, save_all=True, append_images=[drawing(ink=90)])
+    for source in (path, io.BytesIO(path.read_bytes())):
+        with pytest.raises(ImageError, match='several pages'): load_image(source)
+    with Image.open(path) as chosen: assert load_image(chosen).size == drawing().size           # whoever opened it has chosen a page
+
+def test_a_pipe_is_not_called_empty(tmp_path):
+    os.mkfifo(tmp_path/'pipe')
+    with pytest.raises(ImageError, match='pipe'): load_image(tmp_path/'pipe')

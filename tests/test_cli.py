@@ -282,6 +282,7 @@ BAD = {  # name -> (arguments, {place} and {new} filled in; words of the answer)
     'data onto packed data': ('data {place}/ink --out {place}/packed', ['train.safetensors', 'there already', '--out']),
     'an archive cut short': ('data {place}/short.tar.xz --out {new}', ['short.tar.xz', 'unreadable archive', 'download']),
     'training on an archive cut short': ('pretrain --preset smoke --data {place}/short.tar.xz --out {new}', ['short.tar.xz', 'unreadable archive']),
+    'metrics and predictions in one file, spelt in two ways': ('evaluate --data {place}/packed --split train --json {new} --predictions {new}/../new', ['two files']),
     'metrics and predictions in one file': ('evaluate --data {place}/packed --split train --json {new} --predictions {new}', ['--json', '--predictions', 'two files']),
     'captions without a caption': ('data {place}/plain --captions {place}/zero.inkml --out {new}', ['zero.inkml', 'no caption']),
     'two captions for one ink': ('data {place}/plain --captions {place}/twice.txt --out {new}', ['twice.txt', "two captions for 'a'"]),
@@ -318,6 +319,11 @@ def test_every_picture_gets_an_overlay_of_its_own(place, tmp_path):
         (tmp_path/name).parent.mkdir(exist_ok=True); shutil.copy(place/'a.png', tmp_path/name)
     ok('recognize', *(tmp_path/n for n in ('x/p.png', 'y/p.png', 'y/p~1.png')), '--weights', place/'model.safetensors', '--beam', 1, '--overlay', tmp_path/'o')
     assert len(list((tmp_path/'o').iterdir())) == 3
+
+def test_an_overlay_takes_no_picture_that_is_there(place, tmp_path):
+    shutil.copy(place/'a.png', tmp_path/'a.png'); shutil.copy(place/'a.png', tmp_path/'other.png'); (tmp_path/'other.png').rename(tmp_path/'a.jpg')
+    code, _, err = call('recognize', tmp_path/'a.jpg', '--weights', place/'model.safetensors', '--beam', 1, '--overlay', tmp_path)
+    assert code == 2 and 'there already' in err and (tmp_path/'a.png').read_bytes() == (place/'a.png').read_bytes()
 
 def test_metrics_follow_a_link_and_spare_a_device(place, tmp_path):
     (tmp_path/'real.json').write_text('old'); (tmp_path/'link.json').symlink_to(tmp_path/'real.json')

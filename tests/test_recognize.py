@@ -69,7 +69,7 @@ def test_pictures_give_one_image_whatever_their_form(files):
         assert np.array_equal(made, to_image(source, RenderConfig()))
     assert abs(to_image(files/'a.jpg', RenderConfig()).shape[1] - made.shape[1]) <= 4
     mask = to_image((grey > 128).astype(np.uint8)*255, RenderConfig())
-    for source in (grey > 128, (grey > 128).astype(np.uint8), (grey > 128).astype(int), (grey > 128)*1.04 - 0.02): assert np.array_equal(to_image(source, RenderConfig()), mask)
+    for source in (grey > 128, (grey > 128).astype(np.uint8), (grey > 128).astype(int), (grey > 128).astype(np.int8), (grey > 128)*1.04 - 0.02): assert np.array_equal(to_image(source, RenderConfig()), mask)
     deep = grey.astype(np.uint16)*257
     for source in (deep, deep.astype('>u2'), np.stack([deep]*3, -1), grey.astype(np.uint16)): assert np.array_equal(made, to_image(source, RenderConfig()))
 

@@ -1,4 +1,5 @@
 "Splits are kept apart, nothing is dropped in silence, and damaged files say so."
+import zipfile
 import pytest, torch
 from mask_match.config import smoke, override
 from mask_match.data import load_packed, pack
@@ -6,7 +7,7 @@ from mask_match.evaluate import evaluate
 from mask_match.finetune import load_model, make_model, save_model
 from mask_match.inkml import read_inks, write_ink
 from mask_match.latex import Vocabulary
-from mask_match.prepare import homeless, pack_source, packed_split
+from mask_match.prepare import homeless, pack_source, packed_split, read_captions
 from mask_match.runs import RunError, load_tensors, save_tensors
 from mask_match.splits import make_splits, pack_all, read_split
 from mask_match.synth import synthesise
@@ -86,3 +87,13 @@ def test_packed_ink_with_damaged_text_names_the_file(tmp_path):
     tensors['text'][:4] = 0
     save_tensors(tmp_path/'test.safetensors', tensors, meta)
     with pytest.raises(RunError, match='test.safetensors.*damaged'): load_packed(tmp_path, 'test')
+
+def test_an_archive_inside_an_archive_is_not_one_wrong_expression(tmp_path):
+    with zipfile.ZipFile(tmp_path/'ink.zip', 'w') as z:
+        for ink in synthesise(2, 1, 'small', 'test'): z.writestr(f'TestEM2014GT/{ink.name}.inkml', write_ink(ink))
+        z.writestr('TrainINKML.zip', b'PK\5\6' + bytes(18))
+    with pytest.raises(RunError, match='archive inside'): read_split(tmp_path/'ink.zip', 'test2014')
+
+def test_captions_with_a_mark_of_their_encoding(tmp_path):
+    (tmp_path/'captions.txt').write_text('a\tx + 1\n', encoding='utf-8-sig')
+    assert read_captions(tmp_path/'captions.txt') == {'a': 'x + 1'}
