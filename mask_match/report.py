@@ -33,11 +33,11 @@ def _told(record, key):
     return {value} if isinstance(value, str) else set(value.values() if isinstance(value, dict) else value)
 
 def stale(record: dict, folder, shipped: str, parents: set = frozenset()) -> list[str]:  # reasons; none: current
-    "Why a picture or table no longer tells of what is here; `shipped` is the hash of the weights that ship, `parents` are those they are a mean of."
+    "Why a picture or table no longer tells of what is here; `shipped` is the hash of the weights that ship, `parents` are all that they are a mean of."
     file, weights = record.get('figure') or record['table'], _told(record, 'weights_sha256')
     if not isinstance(record.get('weights'), dict): weights |= _told(record, 'weights')  # runs of a chain, by name: their settings tell
     reasons = [] if (Path(folder)/file).exists() else [f'{file} is gone']
-    if weights: return reasons + ([] if shipped in weights or weights <= parents else ['made with weights that do not ship'])
+    if weights: return reasons + ([] if shipped in weights or weights == parents else ['made with weights that do not ship'])
     try: today = config_hash(override(configure(record['preset'], record['seed']), record.get('changes', {})))
     except (ConfigError, KeyError): today = None
     if record['config'] == today: return reasons
