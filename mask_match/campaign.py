@@ -74,10 +74,13 @@ def keep(folder, state) -> list[Path]:
         size = whole.tell(); whole.seek(0)
         names = [state/f'state-{k + 1}-of-{-(-size//PART)}' for k in range(-(-size//PART))]
         new = [name.with_name(f'new-{name.name}') for name in names]           # the old parts stay until all new ones are written
-        for path in new:
-            with atomic(path) as p: p.write_bytes(whole.read(PART))
-        for old in state.glob('state-*'): old.unlink()
-        for path, name in zip(new, names): path.replace(name)
+        try:
+            for path in new:
+                with atomic(path) as p: p.write_bytes(whole.read(PART))
+            for old in state.glob('state-*'): old.unlink()
+            for path, name in zip(new, names): path.replace(name)
+        finally:
+            for path in new: path.unlink(missing_ok=True)
     return names
 
 def bring_back(state, folder):

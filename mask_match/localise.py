@@ -141,6 +141,7 @@ def standing(found: dict, least: int = 10) -> str:  # above, below, not told apa
     "Where one measure of a row of `score_roles` stands to the controls; nothing is said of fewer than `least` expressions."
     if found['n'] < least: return 'too few'
     spans = [g['ci95'] for g in found['gains'].values()]
+    if not spans: raise ValueError('a standing needs controls to stand against')
     if all(low > 0 for low, _ in spans): return 'above'
     return 'below' if any(high < 0 for _, high in spans) else 'not told apart'
 

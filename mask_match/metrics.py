@@ -85,8 +85,12 @@ def score(records: list, split: str = '', draws: int = 1000, seed: int = 0) -> d
 def _paired(first, second):
     "Both models' records of the same expressions, in one order."
     a, b = ({r['name']: r for r in records} for records in (first, second))
+    for given, kept in ((first, a), (second, b)):
+        if len(given) != len(kept): raise MetricError(f'{len(given)} records, but {len(kept)} names; each expression is compared once')
     if set(a) != set(b):
         raise MetricError(f'the two lists name different expressions (for example {sorted(set(a) ^ set(b))[:3]}); compare predictions of one split')
+    if other := [name for name in a if a[name].get('truth') != b[name].get('truth')]:
+        raise MetricError(f"'{min(other)}' has two truths; compare predictions of one split with one set of captions")
     return [(_graded(a[name]), _graded(b[name])) for name in sorted(a)]
 
 def _right(grade): return grade[0] == 0 and not grade[3]

@@ -261,3 +261,6 @@ def test_a_look_that_knows_only_a_place_is_not_told_from_its_moved_self(chain):
         rows = score_roles([r for v in with_moved(map(look, views)) for r in measure(v)], ('stage 2 slots, moved',))
         gains[name] = {r['role']: r['mass']['gains']['stage 2 slots, moved']['value'] for r in rows if r['looker'] == 'stage 2 slots' and r['mass']['n'] > 2}
     assert abs(np.mean(list(gains['placed'].values()))) < 0.05 and gains['oracle']['letter'] > 0.2, gains
+
+def test_no_standing_without_controls():
+    with pytest.raises(ValueError, match='controls'): standing(dict(n=20, gains={}))

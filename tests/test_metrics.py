@@ -85,3 +85,9 @@ def test_mcnemar_and_bootstrap():
     with pytest.raises(MetricError): paired_bootstrap([], [])
     rejected = [dict(r, prediction=None) for r in second]
     assert mcnemar(first, rejected)['only_second'] == 0
+
+def test_pairs_are_of_one_name_and_one_truth():
+    made = [dict(name=n, truth=['x'], prediction=['x']) for n in 'ab']
+    for other in (made*2, [dict(made[0], truth=['y']), made[1]]):
+        for compare in (mcnemar, paired_bootstrap):
+            with pytest.raises(MetricError, match='each expression|two truths'): compare(made, other)
