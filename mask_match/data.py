@@ -14,7 +14,7 @@ from itertools import chain
 from pathlib import Path
 import numpy as np, torch
 from safetensors.numpy import save_file
-from .batches import plan_batches, shelf, snug, stack_images, stack_tokens
+from .batches import plan_batches, plan_reading, shelf, snug, stack_images, stack_tokens
 from .config import AugmentConfig, Config, FitConfig, RenderConfig, no_augment
 from .latex import LatexError, Vocabulary, canonical
 from .exchange import exchanged, places
@@ -240,14 +240,14 @@ class _Planned:
 
     def _shape(self, which):
         "The shape that a batch was planned for; None where it follows from what was drawn."
-        return tuple(shelf(n) for n in self.sizes[which, :2].max(0)) if self.fit.plan == 'shelves' else None
+        return tuple(shelf(n) for n in self.sizes[which, :2].max(0)) if self.fit.plan == 'shelves' or not self.is_training else None
 
 # %% ../nbs/14_data.ipynb #7e3b3c7c
 class Epoch(_Planned, _Drawer, torch.utils.data.Dataset):
-    "All batches of one epoch (`fit.passes` times through the inks), or (`is_training=False`) of one pass in which nothing is augmented, cut out or left out."
+    "All batches of one epoch (`fit.passes` times through the inks), or (`is_training=False`) of one pass to read: nothing is augmented, cut out or left out."
     def __init__(self, packed: Packed, vocabulary: Vocabulary, config: Config, fit: FitConfig, epoch: int = 0, is_training=True, share=0.,
                  with_views=False, exchange=None):
-        self.packed, self.vocabulary, self.config, self.epoch, self.with_views = packed, vocabulary, config, epoch, with_views
+        self.packed, self.vocabulary, self.config, self.epoch, self.is_training, self.with_views = packed, vocabulary, config, epoch, is_training, with_views
         self.bend = config.augment if is_training else no_augment()
         rng = np.random.default_rng([config.seed, epoch, is_training])
         out = left_out(packed, vocabulary, config) if is_training and not with_views else {}
@@ -259,8 +259,9 @@ class Epoch(_Planned, _Drawer, torch.utils.data.Dataset):
         self.scales = np.exp(rng.uniform(low, high, len(self.samples)))
         if with_views and fit.plan == 'shelves': self.scales[:] = self.bend.scale_high  # views draw their own scales: there is room for the largest
         pixels = packed.extents(usable, [cut and cut[1] for _, cut, _ in self.samples])*(self.scales*config.render.stroke_height)[:, None]
-        self.sizes, self.fit = np.c_[pixels + 2*config.render.margin, [self._length(*sample) for sample in self.samples]], fit
-        self.batches = plan_batches(self.sizes, fit, rng, fit.accumulate*config.devices)
+        work = [self._length(*sample) for sample in self.samples] if is_training else packed.ink_ends - packed.ink_starts  # captions are not read
+        self.sizes, self.fit = np.c_[pixels + 2*config.render.margin, work], fit
+        self.batches = plan_batches(self.sizes, fit, rng, fit.accumulate*config.devices) if is_training else plan_reading(self.sizes, fit)
 
     def __len__(self): return len(self.batches)
     def __getitem__(self, number: int):

@@ -101,7 +101,8 @@ class Dropout(nn.Dropout):
         super().__init__(p)
         self.maps, self.generator = maps, None
     def forward(self, x):
-        if self.generator is None or not self.training or x.is_cuda: return (F.dropout2d if self.maps else F.dropout)(x, self.p, self.training)
+        if not self.training: return x
+        if self.generator is None or x.is_cuda: return (F.dropout2d if self.maps else F.dropout)(x, self.p)
         shape = (*x.shape[:2], *[1]*(x.ndim - 2)) if self.maps else x.shape
         return x*torch.empty(shape, dtype=x.dtype).bernoulli_(1 - self.p, generator=self.generator).div_(max(1 - self.p, 1e-6))
 

@@ -19,7 +19,7 @@ from .decoder import Decoder, both_directions, sequence_loss
 from .encoder import make_encoder
 from .latex import UNK, Vocabulary
 from .runs import RunError, load_tensors, save_tensors
-from .search import Hypothesis, beam_search, greedy
+from .search import FAR, Hypothesis, beam_search, greedy
 from .views import cell_pad, ink_cells, photometric
 
 # %% ../nbs/42_finetune.ipynb #8dc7c0f6
@@ -141,7 +141,7 @@ def read_seen(model: MaskMatch, seen: tuple, beam: int, max_tokens: int, grammar
     "`read_batch` of what `model.encode` has seen."
     seen = strongest(seen, cells, kept_by)
     if beam == 1: return [[h] for h in greedy(model.decoder, *seen, max_tokens, grammar)]
-    return beam_search(model.decoder, *seen, beam, max_tokens, both_directions=model.both, grammar=grammar, asks_all=False)
+    return beam_search(model.decoder, *seen, beam, max_tokens, both_directions=model.both, grammar=grammar, asks_all=False, far=FAR)
 
 @torch.inference_mode()
 def read_batch(model: MaskMatch, batch: Batch, beam: int, max_tokens: int, grammar=None, cells: float = 1., kept_by: str = 'energy') -> list[list[Hypothesis]]:

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np, torch
 from PIL import Image
 from .automaton import Automaton
-from .batches import grid_ceil, side_by_side, stack_images
+from .batches import shelf, side_by_side, stack_images
 from .calibration import calibration_of, probabilities
 from .config import Config, RenderConfig
 from .deploy import open_model
@@ -224,9 +224,9 @@ class Recognizer:
 
 # %% ../nbs/50_recognize.ipynb #50ae640f
 def read_images(r: Recognizer, images: list, names: list, most: int = 16) -> list[Recognition]:  # in order
-    "Read ink images (uint8 [H W], 255 = ink): at most `most` of one padded shape in a batch, so that none gets other padding than alone."
+    "Read ink images (uint8 [H W], 255 = ink): at most `most` of one shelf in a batch, so that none gets other padding than alone, or in an evaluation."
     alike = {}
-    for k, image in enumerate(images): alike.setdefault(tuple(map(grid_ceil, image.shape)), []).append(k)
+    for k, image in enumerate(images): alike.setdefault(tuple(map(shelf, image.shape)), []).append(k)
     batches = [group[i:i + most] for group in alike.values() for i in range(0, len(group), most)]
     read = side_by_side(lambda some: _read_alike(r, [images[k] for k in some], [names[k] for k in some]), batches, torch.device(r.device))
     made = {k: one for some, ones in zip(batches, read, strict=True) for k, one in zip(some, ones, strict=True)}
@@ -235,7 +235,7 @@ def read_images(r: Recognizer, images: list, names: list, most: int = 16) -> lis
 @torch.inference_mode()
 def _read_alike(r, images, names):
     "The `Recognition`s of one batch."
-    pixels, sizes = stack_images(images)
+    pixels, sizes = stack_images(images, tuple(map(shelf, images[0].shape)))
     seen = r.model.encode(pixels.to(r.device), sizes.to(r.device))
     found = read_seen(r.model, seen, r.beam, r.config.decoder.max_tokens, r.grammar, r.cells)
     return [_told(r, image, name, [x[k:k + 1] for x in seen], found[k]) for k, (image, name) in enumerate(zip(images, names))]
