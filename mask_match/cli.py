@@ -67,7 +67,8 @@ def run_stage(args) -> int | None:
     out = writable(args.out or project_root()/'runs'/config.preset/args.command, folder=True)
     check_run(out, config, args.command), check_start(args.command, config, args.start)
     data, begun = ink_for(config, args.data, out, say), max((int(p.name[11:]) for p in checkpoints(out)), default=0)
-    tell = Progress(getattr(config, args.command).fit.steps, 'step', begun)
+    plan = getattr(config, args.command).fit
+    tell = Progress(plan.steps, 'step', begun, plan.minutes)
     more = dict(validation=load_packed(data, 'validation')) if args.command == 'finetune' and (data/'validation.safetensors').exists() else {}
     args.after_interrupt = f'the same command continues from the last checkpoint in {out}'
     def report(r):

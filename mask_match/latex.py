@@ -63,8 +63,9 @@ SYNONYMS = {word: tuple(new.split()) for word, new in (pair.split(maxsplit=1) fo
 
 # %% ../nbs/12_latex.ipynb #71df6411
 def _plain(latex):
-    "Tokens of `latex` without what draws nothing, synonyms replaced."
-    typed = re.sub('(?<![\\^{])°', r'^{\\circ}', re.sub('(?<![\\^{])′', "'", latex)) if isinstance(latex, str) else latex  # `x′`, `90°`: raised already
+    "Tokens of `latex` without what draws nothing, synonyms replaced; primes and degrees raised where that is not said (`90°`, `90^{°}`)."
+    raised = lambda sign, alone, text: re.sub(rf'(\^\s*(?:\{{\s*)?)?{sign}', lambda m: m[0] if m[1] else alone, text)
+    typed = raised('°', r'^{\circ}', raised('′', "'", latex)) if isinstance(latex, str) else latex
     raw, tokens = tokenize(typed), []
     for before, token in zip([''] + raw, raw):
         if token in DROPPED or (token == '.' and before in ('\\left', '\\right')): continue  # \left. is an invisible bracket

@@ -186,14 +186,18 @@ def packed_split(data, split: str, captions, folder) -> Path:
     return Path(data if packed else folder)
 
 # %% ../nbs/49_prepare.ipynb #53ba5d3e
+def _code(*rooms): return [file_hash(Path(mask_match.__path__[0])/f'{room}.py') for room in rooms]
+
 def source_key(data) -> str:  # 12 hexadecimal digits
-    "Fingerprint of the files in a folder or archive, by content."
-    files = sorted(p for p in Path(data).rglob('*') if p.is_file()) if Path(data).is_dir() else [Path(data)]
-    return hashlib.sha256(json.dumps([[p.name, file_hash(p)] for p in files]).encode()).hexdigest()[:12]
+    "Fingerprint of the files in a folder or archive, by content and by the names that say which split they are of, and of the code that reads them."
+    data = Path(data).absolute()
+    files = sorted(p for p in data.rglob('*') if p.is_file()) if data.is_dir() else [data]
+    code = _code('inkml', 'sources', 'splits', 'latex', 'subexpressions', 'exchange', 'data')
+    return hashlib.sha256(json.dumps([[[p.relative_to(data.parent).as_posix(), file_hash(p)] for p in files], code]).encode()).hexdigest()[:12]
 
 def synth_key(config: Config) -> str:  # 12 hexadecimal digits
     "Fingerprint of what decides the ink of a preset: its settings, and the code that writes it."
-    code = [file_hash(Path(mask_match.__path__[0])/f'{room}.py') for room in ('grammar', 'strokes', 'synth', 'splits', 'data')]
+    code = _code('grammar', 'strokes', 'synth', 'splits', 'data')
     return hashlib.sha256(json.dumps([to_dict(config.data), config.seed, code]).encode()).hexdigest()[:12]
 
 # %% ../nbs/49_prepare.ipynb #49f00001

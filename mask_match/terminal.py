@@ -6,7 +6,7 @@
 __all__ = ['CliError', 'explain', 'is_expected', 'load', 'say', 'show', 'complain', 'Progress', 'whole', 'share']
 
 # %% ../nbs/59_terminal.ipynb #59a00002
-import argparse, importlib, os, re, signal, sys, threading, time, traceback
+import argparse, importlib, math, os, re, signal, sys, threading, time, traceback
 from pathlib import Path
 import mask_match
 
@@ -56,15 +56,16 @@ def show(*words):
 def complain(where: str, message: str): say(f"mask-match{f' {where}' if where else ''}: {message}")
 
 class Progress:
-    "Shows how far a job is, on standard error; `begun`: what was done before."
-    def __init__(self, total: int, unit: str, begun: int = 0):
+    "Shows how far a job is, on standard error; `begun`: what was done before; `minutes`: the time that it ends after, done or not (0: none)."
+    def __init__(self, total: int, unit: str, begun: int = 0, minutes: float = 0.):
         self.total, self.unit, self.begun, self.live = total, unit, begun, sys.stderr.isatty()
         self.start = self.last = time.monotonic()
+        self.end = self.start + 60*minutes if minutes else math.inf
 
     def __call__(self, done: int, more: str = '', always: bool = False):
         now = time.monotonic()
         if not always and now - self.last < (0.2 if self.live else 10) and not (self.live and done >= self.total): return
-        self.last, left = now, (now - self.start)/max(done - self.begun, 1)*(self.total - done)
+        self.last, left = now, max(0., min((now - self.start)/max(done - self.begun, 1)*(self.total - done), self.end - now))
         text = f"{self.unit} {done}/{self.total}  {more}  {f'{left/60:.1f} min left' if done < self.total else f'{now - self.start:.1f} s'}"
         if not self.live: say(text)
         elif _is_first():

@@ -72,7 +72,8 @@ def test_only_text_is_latex():
 @pytest.mark.parametrize('spellings', [[r'\frac12', r'$\frac {1} {2}$', r'{ \frac { \mbox { 1 } } { 2 } }', r'\dfrac1{2}\!'], ['x_i^2', 'x^2_i', '{x_i}^2', '{{x}_{i}}^{2}'], [r'\left|x\right|', '|x|', r'\vert x \vert'],
                                        ['a<b', r'a\lt b', r'a\ltb', 'a&lt;b'], [r'\lim_{x\to0}', r'lim_{x \rightarrow 0}', r'\lim\limits_{x \to 0}'], ["f'", r'f^\prime', r'f^{\prime}', "f^{'}"],
                                        [r'\sqrt[3]{x}', r'\sqrt {x} ABOVE {3}', r'\sqrt[3]x'], ['x≤y', r'x\le y', r'x \leq y'], [r'\operatorname*{lim}_x', r'\lim_x'],
-                                       ['x′', "x'", 'x^{′}'], ['90°', r'90^\circ', '90^{°}', '90^∘']])
+                                       ['x′', "x'", 'x^{′}'], ['90°', r'90^\circ', '90^{°}', '90^∘', '9 0 ^ °', '9 0 ^ { ° }'],
+                                       ['x^{2′}', "x^{2'}"], ['x_{2}°', r'x_2^\circ']])
 def test_spellings_of_one_ink_agree(spellings):
     assert len({tuple(canonical(s)) for s in spellings}) == 1
 
