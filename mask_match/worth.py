@@ -43,14 +43,15 @@ def detectable(n: int, differing: float, spread: float, seeds: int) -> float:  #
     return (1.96 + 0.84)*math.sqrt(differing/n + 2*spread**2/seeds)
 
 # %% ../nbs/59_worth.ipynb #39937e04
-def study(config: Config, arms: Iterable, seeds: Iterable, folder, split: str) -> list[dict]:
-    """A row for each arm: `arm`, the `seeds` that are there, rates with intervals (fractions), differences from the study's first arm (all seeds of either),
-    the McNemar p of every seed that both have, cost; `missing` says for each other seed why."""
+def study(config: Config, arms: list, seeds: Iterable, folder, split: str, against: str = '') -> list[dict]:
+    """A row for each arm: `arm`, the `seeds` that are there, rates with intervals (fractions), differences from the arm `against` (all seeds of either; '': the
+    study's first), the McNemar p of every seed that both have, the difference that could be found, cost; `missing` says for each other seed why."""
+    if against and against not in (known := [arm.name for arm in arms]): raise ValueError(f"no arm '{against}' to compare with; there are: {', '.join(known)}")
     found = {arm.name: {seed: results(config, arm, seed, folder, split) for seed in seeds} for arm in arms}
     there = {name: {seed: dict(r, grades=grades(r['records'])) for seed, r in made.items() if not isinstance(r, str)} for name, made in found.items()}
     taken = lambda made, k: np.array([r['grades'][k] for r in made.values()])
     rates = lambda k: [taken(made, k).sum(1)/taken(made, 1 + k).sum(1) if k else taken(made, 0).mean(1) for made in there.values() if made]
-    spreads, first, rows = (between_seeds(rates(0)), between_seeds(rates(1))), next(iter(there.values())), []
+    spreads, first, rows = (between_seeds(rates(0)), between_seeds(rates(1))), there[against or next(iter(there))], []
     for name, made in there.items():
         row = dict(arm=name, seeds=sorted(made), missing={str(s): r for s, r in found[name].items() if isinstance(r, str)})
         if made:
@@ -63,6 +64,8 @@ def study(config: Config, arms: Iterable, seeds: Iterable, folder, split: str) -
             if first and made is not first:
                 row |= dict(gain=compared(taken(first, 0), taken(made, 0), ones, spreads[0]),
                             error_gain=compared(taken(first, 1), taken(made, 1), lengths, spreads[1]),
+                            detectable=detectable(len(lengths), np.mean([a != b for a in taken(first, 0) for b in taken(made, 0)]), spreads[0][0],
+                                                  min(len(first), len(made))),
                             mcnemar={str(s): mcnemar(first[s]['records'], made[s]['records'])['p'] for s in sorted(first.keys() & made.keys())})
         rows.append(row)
     return rows
@@ -78,6 +81,7 @@ def table(rows: list) -> list[dict]:  # texts
         made.append({'arm': r['arm'], 'seeds': len(r['seeds']), 'n': r['n'] if have else '', 'ExpRate %': told(r['exprate']) if have else gone,
                      '<=1 %': f"{100*r['leq1']:.1f}" if have else '', '<=2 %': f"{100*r['leq2']:.1f}" if have else '',
                      'token error %': told(r['token_error']) if have else '', 'ExpRate gain': told(r['gain'], '+') if 'gain' in r else '',
+                     'detectable': f"{100*r['detectable']:.1f}" if 'gain' in r else '',
                      'token error gain': told(r['error_gain'], '+') if 'gain' in r else '',
                      'McNemar p': ', '.join(f'{p:.2g}' for p in r['mcnemar'].values()) if 'gain' in r else '',
                      'steps': round(r['steps']) if have else '', 'PFLOP': f"{r['operations']/1e15:.3g}" if have else '',
