@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['choose', 'existing', 'writable', 'vacant', 'picture_names', 'undone', 'new_folder', 'settings', 'check_start',
-           'read_captions', 'homeless', 'splits_in', 'pack_source', 'packed_split', 'source_key', 'synth_key',
+           'read_captions', 'homeless', 'named', 'splits_in', 'pack_source', 'packed_split', 'source_key', 'synth_key',
            'ink_for']
 
 # %% ../nbs/49_prepare.ipynb #86de5a7c
@@ -151,21 +151,25 @@ def homeless(sources, splits) -> list:  # names of ink files
     keeps = [keeper(set(map(split_of, names)), split) for split in splits]
     return [name for name in names if not any(keep is None or keep(name) for keep in keeps)]
 
-def splits_in(sources, asked: str | None = None) -> list:  # of names
+def named(sources) -> set:  # of splits, and None
+    "The splits that the names of the ink in InkML sources speak of (one pass through an archive; hand it on)."
+    return {split_of(name) for name, _ in read_sources(*sources, problems=[])}
+
+def splits_in(sources, asked: str | None = None, spoken: set | None = None) -> list:  # of names; spoken: as `named`, None: look
     "The splits to take from InkML sources: the one asked for, or all that are recognised by their folders, or train."
     real = [existing(source).resolve() for source in sources]
     for (a, inner), (b, outer) in itertools.permutations(zip(sources, real), 2):
         if inner == outer: raise RunError(f'{a} is given twice; give it once')
         if inner.is_relative_to(outer): raise RunError(f'{a} lies in {b}, so its ink would count twice; give {b} alone')
-    found = sorted({split_of(name) for name, _ in read_sources(*sources, problems=[])} - {None})
+    found = sorted((named(sources) if spoken is None else spoken) - {None})
     if asked and len(found) > 1 and asked not in found:
         raise RunError(f"{', '.join(map(str, sources))}: no folder belongs to split '{asked}'{near(asked, found)}")
     return [asked] if asked else found or ['train']
 
 # %% ../nbs/49_prepare.ipynb #49e0a002
-def pack_source(sources, splits, folder, captions=None, cutouts: bool = True) -> dict:  # manifests by split
+def pack_source(sources, splits, folder, captions=None, cutouts: bool = True, spoken: set | None = None) -> dict:  # manifests by split
     "Pack InkML sources into `folder`, one file a split; cut-outs of sub-expressions for train only; `RunError` where a split has no ink."
-    made, found, n_captions = {}, {split_of(name) for name, _ in read_sources(*sources, problems=[])}, 0
+    made, found, n_captions = {}, named(sources) if spoken is None else spoken, 0
     for split in splits:
         inks, report = read_inks(sources, captions, keep=keeper(found, split)); undamaged(report)
         if not inks:
@@ -180,7 +184,7 @@ def pack_source(sources, splits, folder, captions=None, cutouts: bool = True) ->
 def packed_split(data, split: str, captions, folder) -> Path:
     "The folder with a packed split: `data` where it is packed ink, else `folder`, into which the split of the InkML in `data` is packed."
     packed = sorted({re.sub(r'-\d{5}$', '', p.stem) for p in existing(data).glob('*.safetensors')}) if Path(data).is_dir() else []
-    if not packed: pack_source([data], splits_in([data], split), folder, captions, cutouts=False)
+    if not packed: pack_source([data], splits_in([data], split, spoken := named([data])), folder, captions, False, spoken)
     elif split not in packed: raise RunError(f"{data}: no split '{split}'{near(split, packed)}")
     if packed and captions: raise RunError(f'{data} is packed already, with its captions; give --captions with InkML only')
     return Path(data if packed else folder)
@@ -212,8 +216,9 @@ def ink_for(config: Config, data, out, say=lambda text: None) -> Path:  # a fold
     cutouts = config.finetune.uses_parts
     folder = Path(out).absolute().parent/f"ink-{source_key(data) if data else synth_key(config)}{'-cutouts' if cutouts else ''}"
     if any(folder.glob('train*.safetensors')): return folder
-    splits = [s for s in splits_in([data]) if s in ('train', 'validation')] or ['train'] if data else []
-    with new_folder(folder) as temporary: made = pack_source([data], splits, temporary, cutouts=cutouts) if data else make_splits(config, temporary)
+    spoken = named([data]) if data else set()
+    splits = [s for s in splits_in([data], None, spoken) if s in ('train', 'validation')] or ['train'] if data else []
+    with new_folder(folder) as temporary: made = pack_source([data], splits, temporary, None, cutouts, spoken) if data else make_splits(config, temporary)
     for split, m in made.items() if data else ():
         first = f", {len(m['rejected'])} rejected, the first {': '.join(m['rejected'][0])}" if m['rejected'] else ''
         say(f"{split}: {m['n_out']} of {m['n_in']} inks{first}")

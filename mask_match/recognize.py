@@ -18,7 +18,7 @@ from .batches import shelf, side_by_side, stack_images
 from .calibration import calibration_of, probabilities
 from .config import Config, RenderConfig
 from .deploy import open_model
-from .finetune import INVISIBLE, MaskMatch, read_seen
+from .finetune import INVISIBLE, MaskMatch, read_seen, strongest
 from .inkml import Ink, parse_ink
 from .latex import SOS, Vocabulary, is_valid, to_latex
 from .layout import kind_of
@@ -248,7 +248,8 @@ def _told(r, image, name, seen, found):
     "The `Recognition` of one image: its features, maps and blank cells, and what the search found."
     (features, maps, _), best, stride = seen, found[0], r.model.encoder.stride
     inputs = torch.tensor([[[SOS, *best.ids]]], device=r.device)
-    attention = r.model.decoder.read(r.model.decoder.start(*seen, whole=True), inputs)[1][0, :, 0, :len(best.ids)].mean(0)  # [t n], over the heads
+    start = r.model.decoder.start(*strongest(seen, r.cells), whole=True)
+    attention = r.model.decoder.read(start, inputs)[1][0, :, 0, :len(best.ids)].mean(0)  # [t n], over the heads
     h, w = (-(-n//stride) for n in image.shape)
     cut = lambda x: x.float().unflatten(-1, features.shape[2:])[..., :h, :w].cpu().numpy()
     sure = probabilities(found, r.config.finetune.label_smoothing, len(r.vocabulary), calibration_of(r.card))

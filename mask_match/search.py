@@ -145,7 +145,7 @@ def _judge(decoder, state, inputs, targets, needs, piece: int = 16):  # [m r t] 
 @torch.no_grad()
 def score_readings(decoder, memory: Memory,
                    readings: list,            # per image a list of token lists, left-to-right
-                   reverse: bool = False,     # True: score as the right-to-left reader
+                   reverse=False,             # True: score as the right-to-left reader; or per image a list that says it of each reading
                    cells: int | None = None,  # most attention logits at a time; None: what stays in a CPU's cache, or 64 times that on a GPU
                    needs: list | None = None, # per image a list of log-probabilities; a reading that falls below its own is given up
                   ) -> list:                  # per image a list of log-probabilities, end included (nats); of what was read of it, where a reading was given up
@@ -166,7 +166,10 @@ def score_readings(decoder, memory: Memory,
         lengths = torch.tensor([len(ids) for row in padded for ids in row], device=device)
         longest = int(lengths.max())
         tokens = torch.tensor([ids + [PAD]*(longest - len(ids)) for row in padded for ids in row], dtype=torch.long, device=device)
-        inputs, targets = (x.chunk(2)[reverse].view(len(images), rows, -1) for x in both_directions(tokens, lengths))
+        backward = torch.tensor([(reverse[i] if isinstance(reverse, list) else [reverse]*len(readings[i])) + [False]*(rows - len(readings[i])) for i in images],
+                                dtype=torch.bool, device=device)
+        forth_and_back = ([y.view(len(images), rows, -1) for y in x.chunk(2)] for x in both_directions(tokens, lengths))
+        inputs, targets = (torch.where(backward[..., None], back, forth) for forth, back in forth_and_back)
         asked = needs or {i: [-float('inf')]*len(readings[i]) for i in images}
         lowest = torch.tensor([asked[i] + [float('inf')]*(rows - len(readings[i])) for i in images], device=device)
         logp = _judge(decoder, decoder.fresh(memory.select(torch.tensor(images, device=device))), inputs, targets, lowest)
@@ -197,22 +200,21 @@ def beam_search(decoder, features, maps, is_pad,   # [b d h w], [b s h w] or Non
     other = [[{}, {}] for _ in found]                                                 # image, judging direction: ids -> log-probability
     for most in () if not both_directions else (None,) if asks_all else (2, None):    # the two likeliest of each image first, then whatever could beat them
         asked = [_open(_ranked(image, judged, length_penalty), most, asks_all, length_penalty) for image, judged in zip(found, other)]
-        for d in range(2):
-            ids, needs = zip(*(a[d] for a in asked))
-            for judged, some, scores in zip(other, ids, score_readings(decoder, memory, ids, bool(d), needs=needs)):
-                judged[d].update(zip(map(tuple, some), scores))
+        ids, needs, judges = map(list, zip(*asked))
+        for judged, some, by, scores in zip(other, ids, judges, score_readings(decoder, memory, ids, judges, needs=needs)):
+            for one, d, score in zip(some, by, scores): judged[d][tuple(one)] = score
     return [_ranked(image, judged, length_penalty) for image, judged in zip(found, other)]
 
 # %% ../nbs/41_search.ipynb #b3202b1d
 FAR = 10.   # `far` where readings are what counts, not the search (nats; ours)
 SLACK = 4.  # a rival that is this much short of winning is given up (nats; ours): how far ahead the winner is remains known up to that
 
-def _open(ranked, most, asks_all, length_penalty) -> tuple:  # for either direction: ids, and what log-probability they need of it
+def _open(ranked, most, asks_all, length_penalty) -> tuple:  # ids, what log-probability they need of the other direction, and that direction
     "Readings of one image that one direction has found (to their end) and the other has not judged: the `most` likeliest, or all (that could still win)."
     best = max(((h.finished, h.score) for h in ranked if h.other is not None and not asks_all), default=(False, -float('inf')))
     waiting = [h for h in ranked if h.other is None and (h.finished, h.score) > best][:most]  # no judge can raise a score
     needs = lambda h: best[1]*max(1, len(h.ids) + h.finished)**length_penalty - h.log_probability - SLACK if h.finished == best[0] else -float('inf')
-    return tuple(([h.ids for h in some], [needs(h) for h in some]) for some in ([h for h in waiting if h.reverse != bool(d)] for d in range(2)))
+    return [h.ids for h in waiting], [needs(h) for h in waiting], [int(not h.reverse) for h in waiting]
 
 def _ranked(found, judged, length_penalty) -> list:
     "Hypotheses of one image, best first, finished before unfinished, judged before unjudged; a reading found by both directions appears once."
