@@ -7,7 +7,7 @@ __all__ = ['STAGES', 'PART', 'MISSING', 'MAX_BUNDLE', 'RUN', 'try_stage', 'tell_
            'run_campaign', 'make_bundle', 'fetch_wheels']
 
 # %% ../nbs/58_campaign.ipynb #48bf2f9a
-import argparse, json, math, os, shutil, signal, subprocess, sys, tarfile, tempfile, time
+import argparse, json, math, os, re, shutil, signal, subprocess, sys, tarfile, tempfile, time
 from dataclasses import replace
 from pathlib import Path
 import mask_match
@@ -83,8 +83,17 @@ def keep(folder, state) -> list[Path]:
             for path in new: path.unlink(missing_ok=True)
     return names
 
+# %% ../nbs/58_campaign.ipynb #58c00010
+def _furthest(names) -> dict:  # stage -> step; infinite where it is done
+    "How far the stages of a campaign are, by the names of its files (relative)."
+    steps = {}
+    for stage, *rest in (Path(name).parts for name in names):
+        at = math.inf if rest == ['done.json'] else int(rest[0][11:]) if rest and re.fullmatch(r'checkpoint-\d+', rest[0]) else 0
+        steps[stage] = max(steps.get(stage, 0), at)
+    return steps
+
 def bring_back(state, folder):
-    "Unpack what `keep` wrote into `folder`; nothing where `state` holds nothing; `RunError` where a part is missing."
+    "Unpack what `keep` wrote into `folder`; nothing where `state` holds nothing; where the folder is further than the state it stays. `RunError`: a part is missing."
     parts = sorted(Path(state).glob('state-*-of-*'), key=lambda p: int(p.name.split('-')[1]))
     if not parts: return
     n = int(parts[0].name.split('-')[-1])
@@ -93,7 +102,11 @@ def bring_back(state, folder):
         for p in parts: whole.write(p.read_bytes())
         whole.seek(0)
         try:
-            with tarfile.open(fileobj=whole, mode='r:gz') as tar: tar.extractall(folder, filter='data')
+            with tarfile.open(fileobj=whole, mode='r:gz') as tar:
+                kept, there = _furthest(tar.getnames()), _furthest(p.relative_to(folder) for p in Path(folder).rglob('*') if p.is_file())
+                ahead, behind = ([s for s in one if one[s] > other.get(s, -1)] for one, other in ((there, kept), (kept, there)))
+                if ahead and behind: raise RunError(f'{folder}: {ahead[0]} is further there than in {state}, {behind[0]} is not; give another --out')
+                if not ahead: tar.extractall(folder, filter='data')
         except (tarfile.TarError, EOFError, OSError) as e: raise RunError(f'{state}: the parts are damaged ({e}); bring them again') from None
 
 # %% ../nbs/58_campaign.ipynb #40b5705a

@@ -249,7 +249,7 @@ def parse_command(argv: list) -> argparse.Namespace:
     word = next((a for a in argv if not a.startswith('-')), None)
     if word and word not in COMMANDS: raise CliError(f"there is no command '{word}'{near(word, COMMANDS)}")
     known = [o for o, _ in OPTIONS.get(word, []) if o.startswith('--')] + ['--debug', '--help'] + ['--version']*(word is None)
-    for a in argv:
+    for a in argv[:argv.index('--')] if '--' in argv else argv:       # what follows `--` are names, whatever they begin with
         if a.startswith('--') and a.split('=')[0] not in known: raise CliError(f"{word or 'mask-match'} has no option '{a}'{near(a.split('=')[0], known)}")
     args = top.parse_args(argv)
     empty = next((k for k, v in vars(args).items() if v == '' or isinstance(v, list) and '' in v), None)

@@ -389,3 +389,7 @@ def test_ended_training_goes_on(end, tmp_path):
     assert not list(tmp_path.rglob('*.tmp'))
     ok(*argv)
     assert (tmp_path/'run'/'model.safetensors').exists()
+
+def test_names_after_two_dashes():
+    assert cli.parse_command(['recognize', '--beam', '2', '--', '-odd.png', '--json']).files == ['-odd.png', '--json']
+    with pytest.raises(cli.CliError, match='--jsn'): cli.parse_command(['recognize', '--jsn', '--', '-odd.png'])
