@@ -93,7 +93,7 @@ def _furthest(names) -> dict:  # stage -> step; infinite where it is done
     return steps
 
 def bring_back(state, folder):
-    "Unpack what `keep` wrote into `folder`; nothing where `state` holds nothing; where the folder is further than the state it stays. `RunError`: a part is missing."
+    "Unpack what `keep` wrote into `folder`, which stays as it is where it is further or `state` holds nothing; `RunError` where a part is missing."
     parts = sorted(Path(state).glob('state-*-of-*'), key=lambda p: int(p.name.split('-')[1]))
     if not parts: return
     n = int(parts[0].name.split('-')[-1])
